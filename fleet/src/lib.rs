@@ -1,0 +1,34 @@
+//! From a fleet repo's tree to per-device objects: the pure part of the way of the data.
+//!
+//! ```text
+//! Tree ──fleet──▶ Fleet (devices, problems)
+//!   │                │ overlay of each device
+//!   └──closure──▶ Closure (input key, files) ──render──▶ objects ──variables──▶ a device's objects
+//! ```
+//!
+//! * [`tree`]: what a commit looks like to us, and [`WorkTree`], a directory on disk seen that way.
+//! * [`fleet`]: `fleet.yaml` and `devices/*/device.yaml`, parsed strictly.
+//! * [`closure`]: everything that an overlay's build reads, as one [`InputKey`].
+//! * [`render`]: the build itself, in a confined kustomize process that sees the closure and nothing else.
+//! * [`variables`]: `${NAME}` references, replaced per device.
+//!
+//! The controller and the command line (`longshore render`) both stand on this crate. Except for [`render`]
+//! and [`WorkTree`], nothing here does I/O, knows a clock or is async.
+#![warn(missing_docs)]
+
+pub mod closure;
+pub mod fleet;
+pub mod problem;
+pub mod render;
+pub mod tree;
+pub mod variables;
+mod yaml;
+
+pub use closure::{Closure, ClosureCache, ClosureError, ClosureFile, Closures, InputKey};
+pub use fleet::{DeviceSpec, Fleet, FleetError, FleetSettings, MaxDecommission, Reader, device_yaml};
+pub use problem::Problem;
+pub use render::{DetectError, Kustomize, Render, RenderError, RenderFuture, RenderSettings};
+pub use tree::{
+    ContentId, EntryKind, InvalidPath, Listed, RepoPath, Tree, TreeEntry, TreeError, WorkTree,
+};
+pub use variables::{SubstituteError, Variables};
