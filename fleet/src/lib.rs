@@ -25,7 +25,9 @@ pub mod variables;
 mod yaml;
 
 pub use closure::{Closure, ClosureCache, ClosureError, ClosureFile, Closures, InputKey};
-pub use fleet::{DeviceSpec, Fleet, FleetError, FleetSettings, MaxDecommission, Reader, device_yaml};
+pub use fleet::{
+    DeviceSpec, Fleet, FleetError, FleetSettings, MaxDecommission, Reader, device_yaml,
+};
 pub use problem::Problem;
 pub use render::{DetectError, Kustomize, Render, RenderError, RenderFuture, RenderSettings};
 pub use tree::{

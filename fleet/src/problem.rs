@@ -24,22 +24,36 @@ pub struct Problem {
 impl Problem {
     /// A problem with the whole of `path`.
     pub fn at(path: &RepoPath, message: impl Into<String>) -> Self {
-        Self { device: None, path: path.clone(), line: None, message: message.into() }
+        Self {
+            device: None,
+            path: path.clone(),
+            line: None,
+            message: message.into(),
+        }
     }
 
     /// A problem with line `line` of `path`.
     pub fn at_line(path: &RepoPath, line: u32, message: impl Into<String>) -> Self {
-        Self { line: Some(line), ..Self::at(path, message) }
+        Self {
+            line: Some(line),
+            ..Self::at(path, message)
+        }
     }
 
     /// The same problem, holding back `device`.
     #[must_use]
     pub fn for_device(self, device: &DeviceName) -> Self {
-        Self { device: Some(device.clone()), ..self }
+        Self {
+            device: Some(device.clone()),
+            ..self
+        }
     }
 
     pub(crate) fn yaml(path: &RepoPath, error: &YamlError) -> Self {
-        Self { line: error.line, ..Self::at(path, error.message.clone()) }
+        Self {
+            line: error.line,
+            ..Self::at(path, error.message.clone())
+        }
     }
 }
 

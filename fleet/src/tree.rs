@@ -108,6 +108,9 @@ pub struct TreeError {
 impl TreeError {
     /// `what` could not be read because of `source`.
     pub fn new(what: impl fmt::Display, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { what: what.to_string(), source: source.into().into() }
+        Self {
+            what: what.to_string(),
+            source: source.into().into(),
+        }
     }
 }

@@ -53,7 +53,9 @@ impl RepoPath {
             match component {
                 "" | "." => {}
                 ".." => {
-                    components.pop().ok_or_else(|| InvalidPath::Escapes(quoted()))?;
+                    components
+                        .pop()
+                        .ok_or_else(|| InvalidPath::Escapes(quoted()))?;
                 }
                 name => components.push(name),
             }
@@ -64,7 +66,9 @@ impl RepoPath {
     /// The entry `name` of this directory. A `/` in `name` separates components; nothing can lead upwards.
     #[must_use]
     pub fn join(&self, name: &str) -> Self {
-        let below = name.split('/').filter(|part| !matches!(*part, "" | "." | ".."));
+        let below = name
+            .split('/')
+            .filter(|part| !matches!(*part, "" | "." | ".."));
         let components: Vec<&str> = self.components().chain(below).collect();
         Self(components.join("/").into())
     }
@@ -74,7 +78,12 @@ impl RepoPath {
         if self.is_root() {
             return None;
         }
-        Some(Self(self.0.rsplit_once('/').map_or("", |(parent, _name)| parent).into()))
+        Some(Self(
+            self.0
+                .rsplit_once('/')
+                .map_or("", |(parent, _name)| parent)
+                .into(),
+        ))
     }
 
     /// The last component; `None` for the root.
@@ -111,7 +120,11 @@ impl fmt::Display for RepoPath {
             return f.write_str(".");
         }
         self.0.chars().try_for_each(|char| {
-            if char.is_control() { write!(f, "{}", char.escape_default()) } else { write!(f, "{char}") }
+            if char.is_control() {
+                write!(f, "{}", char.escape_default())
+            } else {
+                write!(f, "{char}")
+            }
         })
     }
 }
@@ -138,10 +151,20 @@ mod tests {
             ("../..", ""),
             ("", "devices/a"),
         ] {
-            assert_eq!(dir.resolve(relative).unwrap().as_str(), expected, "{relative}");
+            assert_eq!(
+                dir.resolve(relative).unwrap().as_str(),
+                expected,
+                "{relative}"
+            );
         }
-        assert!(matches!(dir.resolve("../../.."), Err(InvalidPath::Escapes(_))));
-        assert!(matches!(dir.resolve("../../../devices/a"), Err(InvalidPath::Escapes(_))));
+        assert!(matches!(
+            dir.resolve("../../.."),
+            Err(InvalidPath::Escapes(_))
+        ));
+        assert!(matches!(
+            dir.resolve("../../../devices/a"),
+            Err(InvalidPath::Escapes(_))
+        ));
         assert!(matches!(dir.resolve("/etc"), Err(InvalidPath::Absolute(_))));
         assert!(matches!(dir.resolve("a\0b"), Err(InvalidPath::Nul(_))));
         assert_eq!(dir.join("../x").as_str(), "devices/a/x");

@@ -50,19 +50,22 @@ pub enum ResolveError {
 /// See [`ResolveError`]; all but [`ResolveError::Tree`] are the repo's.
 pub fn resolve(tree: &dyn Tree, path: &RepoPath) -> Result<Resolved, ResolveError> {
     let mut at = RepoPath::root();
-    let mut entry = TreeEntry { kind: EntryKind::Directory, id: super::ContentId([0; 32]) };
+    let mut entry = TreeEntry {
+        kind: EntryKind::Directory,
+        id: super::ContentId([0; 32]),
+    };
     let mut symlinks = Vec::new();
     // What is still to be walked, the next component last.
     let mut ahead: Vec<String> = reversed(path.as_str());
     while let Some(component) = ahead.pop() {
+        if entry.kind != EntryKind::Directory {
+            return Err(ResolveError::NotFound(path.clone()));
+        }
         if component == ".." {
             // Only from a symlink's target. `at` is free of symlinks, so its parent is the real one.
             at = at.parent().ok_or_else(|| escapes(&symlinks))?;
             entry = directory(tree, &at)?;
             continue;
-        }
-        if entry.kind != EntryKind::Directory {
-            return Err(ResolveError::NotFound(path.clone()));
         }
         let here = at.join(&component);
         let Some(found) = tree.entry(&here)? else {
@@ -83,27 +86,47 @@ pub fn resolve(tree: &dyn Tree, path: &RepoPath) -> Result<Resolved, ResolveErro
             }
         }
     }
-    Ok(Resolved { path: at, entry, symlinks })
+    Ok(Resolved {
+        path: at,
+        entry,
+        symlinks,
+    })
 }
 
 fn reversed(path: &str) -> Vec<String> {
-    path.split('/').rev().filter(|part| !matches!(*part, "" | ".")).map(str::to_owned).collect()
+    path.split('/')
+        .rev()
+        .filter(|part| !matches!(*part, "" | "."))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn directory(tree: &dyn Tree, at: &RepoPath) -> Result<TreeEntry, ResolveError> {
     if at.is_root() {
-        return Ok(TreeEntry { kind: EntryKind::Directory, id: super::ContentId([0; 32]) });
+        return Ok(TreeEntry {
+            kind: EntryKind::Directory,
+            id: super::ContentId([0; 32]),
+        });
     }
-    tree.entry(at)?.ok_or_else(|| ResolveError::NotFound(at.clone()))
+    tree.entry(at)?
+        .ok_or_else(|| ResolveError::NotFound(at.clone()))
 }
 
 fn escapes(symlinks: &[(RepoPath, TreeEntry)]) -> ResolveError {
-    let link = symlinks.last().map_or_else(RepoPath::root, |(link, _entry)| link.clone());
-    ResolveError::Symlink { link, reason: "it leaves the repo".to_owned() }
+    let link = symlinks
+        .last()
+        .map_or_else(RepoPath::root, |(link, _entry)| link.clone());
+    ResolveError::Symlink {
+        link,
+        reason: "it leaves the repo".to_owned(),
+    }
 }
 
 fn target(tree: &dyn Tree, link: &RepoPath, entry: TreeEntry) -> Result<String, ResolveError> {
-    let refused = |reason: String| ResolveError::Symlink { link: link.clone(), reason };
+    let refused = |reason: String| ResolveError::Symlink {
+        link: link.clone(),
+        reason,
+    };
     if tree.size(entry.id)? > MAX_TARGET {
         return Err(refused("its target is longer than 4096 bytes".to_owned()));
     }
@@ -113,7 +136,9 @@ fn target(tree: &dyn Tree, link: &RepoPath, entry: TreeEntry) -> Result<String, 
         return Err(refused("its target is empty".to_owned()));
     }
     match RepoPath::new(&target) {
-        Err(InvalidPath::Absolute(target)) => Err(refused(format!("its target `{target}` is absolute"))),
+        Err(InvalidPath::Absolute(target)) => {
+            Err(refused(format!("its target `{target}` is absolute")))
+        }
         Err(InvalidPath::Nul(_)) => Err(refused("its target holds a NUL character".to_owned())),
         // A target may start with `..`; whether it leaves the repo shows while walking.
         Ok(_) | Err(InvalidPath::Escapes(_)) => Ok(target),

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
+    io::Read as _,
     os::unix::{
         ffi::OsStrExt,
         fs::{MetadataExt, PermissionsExt},
@@ -52,7 +53,11 @@ impl WorkTree {
             return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
         }
         let nonce = OPENED.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { root: absolute, nonce, seen: Mutex::default() })
+        Ok(Self {
+            root: absolute,
+            nonce,
+            seen: Mutex::default(),
+        })
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -60,7 +65,11 @@ impl WorkTree {
     }
 
     fn on_disk(&self, path: &RepoPath) -> PathBuf {
-        if path.is_root() { self.root.clone() } else { self.root.join(path.as_str()) }
+        if path.is_root() {
+            self.root.clone()
+        } else {
+            self.root.join(path.as_str())
+        }
     }
 
     /// Looks at the disk: the entry at `file`, a directory's id made from `name`.
@@ -68,7 +77,12 @@ impl WorkTree {
         let failed = |error| TreeError::new(file.display(), error);
         let metadata = match fs::symlink_metadata(file) {
             Ok(metadata) => metadata,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
                 return Ok(None);
             }
             Err(error) => return Err(failed(error)),
@@ -88,20 +102,33 @@ impl WorkTree {
             EntryKind::Symlink
         } else if kind.is_file() {
             let mut reader = fs::File::open(file).map_err(failed)?;
-            io::copy(&mut reader, &mut hasher).map_err(failed)?;
-            EntryKind::File { executable: metadata.permissions().mode() & 0o100 != 0 }
+            let mut chunk = vec![0; 64 * 1024];
+            loop {
+                let read = reader.read(&mut chunk).map_err(failed)?;
+                let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else {
+                    break;
+                };
+                hasher.update(bytes);
+            }
+            EntryKind::File {
+                executable: metadata.permissions().mode() & 0o100 != 0,
+            }
         } else {
             // Sockets, pipes and devices cannot stand in a commit.
             return Ok(None);
         };
         let id = ContentId(hasher.finalize().into());
-        self.seen().contents.insert(id, (file.to_owned(), metadata.size()));
+        self.seen()
+            .contents
+            .insert(id, (file.to_owned(), metadata.size()));
         Ok(Some(TreeEntry { kind: entry, id }))
     }
 
     fn content(&self, id: ContentId) -> Result<(PathBuf, u64), TreeError> {
         let found = self.seen().contents.get(&id).cloned();
-        found.ok_or_else(|| TreeError::new(format_args!("content {id:?}"), "this tree never named it"))
+        found.ok_or_else(|| {
+            TreeError::new(format_args!("content {id:?}"), "this tree never named it")
+        })
     }
 }
 
@@ -113,7 +140,9 @@ impl Tree for WorkTree {
         // `lstat` follows symlinks in all but the last component, and a tree must not.
         if let Some(parent) = path.parent()
             && !parent.is_root()
-            && !self.entry(&parent)?.is_some_and(|entry| entry.kind == EntryKind::Directory)
+            && !self
+                .entry(&parent)?
+                .is_some_and(|entry| entry.kind == EntryKind::Directory)
         {
             return Ok(None);
         }
@@ -127,7 +156,9 @@ impl Tree for WorkTree {
 
     fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
         if !dir.is_root()
-            && !self.entry(dir)?.is_some_and(|entry| entry.kind == EntryKind::Directory)
+            && !self
+                .entry(dir)?
+                .is_some_and(|entry| entry.kind == EntryKind::Directory)
         {
             return Ok(Vec::new());
         }
@@ -143,7 +174,10 @@ impl Tree for WorkTree {
                 Some(text) => self.entry(&dir.join(text))?,
                 None => self.look(&on_disk.join(&name), name.as_bytes())?,
             };
-            listed.extend(entry.map(|entry| Listed { name: name.as_bytes().to_vec(), entry }));
+            listed.extend(entry.map(|entry| Listed {
+                name: name.as_bytes().to_vec(),
+                entry,
+            }));
         }
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
@@ -157,12 +191,19 @@ impl Tree for WorkTree {
         let (file, _size) = self.content(id)?;
         let failed = |error: io::Error| TreeError::new(file.display(), error);
         let bytes = if fs::symlink_metadata(&file).map_err(failed)?.is_symlink() {
-            fs::read_link(&file).map_err(failed)?.into_os_string().as_encoded_bytes().to_vec()
+            fs::read_link(&file)
+                .map_err(failed)?
+                .into_os_string()
+                .as_encoded_bytes()
+                .to_vec()
         } else {
             fs::read(&file).map_err(failed)?
         };
         if ContentId(Sha256::digest(&bytes).into()) != id {
-            return Err(TreeError::new(file.display(), "it changed while it was being read"));
+            return Err(TreeError::new(
+                file.display(),
+                "it changed while it was being read",
+            ));
         }
         Ok(bytes)
     }
