@@ -10,9 +10,8 @@ use std::{
 };
 
 use longshore_protocol::Object;
-use rustix::process::{PidfdFlags, pidfd_open};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, Interest, unix::AsyncFd},
+    io::{AsyncRead, AsyncReadExt as _},
     net::unix::pipe,
     sync::Semaphore,
     task, time,
@@ -205,44 +204,26 @@ impl Kustomize {
                 cpu_seconds: self.settings.timeout.as_secs().saturating_add(1),
             },
         };
-        let group = sandbox::spawn(self.sandbox.clone(), launch);
-        let limit = self.settings.timeout;
         let run = async {
-            let mut group = group.await.map_err(environment("start kustomize"))?;
-            let (output, errors) = self.watch(&mut group).await?;
-            let status = group.reap().map_err(environment("wait for kustomize"))?;
-            Ok(Finished {
-                status,
-                output,
-                errors,
-            })
+            let group = sandbox::spawn(self.sandbox.clone(), launch);
+            self.watch(group.await.map_err(environment("start kustomize"))?)
+                .await
         };
+        let limit = self.settings.timeout;
         // When time is up, the group is dropped with the future, which kills it.
         time::timeout(limit, run)
             .await
             .map_err(|_elapsed| RenderError::TimedOut { limit })?
     }
 
-    /// Reads what the leader prints until it is dead, then kills what it left behind.
-    async fn watch(&self, group: &mut Group) -> Result<(Vec<u8>, Vec<u8>), RenderError> {
-        let child = group.child().map_err(environment("start kustomize"))?;
-        let output = child.stdout.take().map(OwnedFd::from);
-        let errors = child.stderr.take().map(OwnedFd::from);
-        let exit = exit_of(group).map_err(environment("watch kustomize"))?;
+    /// Reads what the group prints until it is gone.
+    async fn watch(&self, mut group: Group) -> Result<Finished, RenderError> {
         let limit = self.settings.max_output;
-        let group = &*group;
-        let exited = async {
-            let _ready = exit
-                .readable()
-                .await
-                .map_err(environment("wait for kustomize"))?;
-            group.kill();
-            Ok(())
-        };
+        let output = group.output.take();
+        let errors = group.errors.take();
         let output = async {
-            let (bytes, complete) = read(output, limit, true)
-                .await
-                .map_err(environment("read kustomize's output"))?;
+            let read = read(output, limit, true).await;
+            let (bytes, complete) = read.map_err(environment("read kustomize's output"))?;
             if complete {
                 Ok(bytes)
             } else {
@@ -250,13 +231,21 @@ impl Kustomize {
             }
         };
         let errors = async {
-            let (bytes, _complete) = read(errors, MAX_ERRORS, false)
-                .await
-                .map_err(environment("read kustomize's errors"))?;
-            Ok(bytes)
+            let read = read(errors, MAX_ERRORS, false).await;
+            Ok(read.map_err(environment("read kustomize's errors"))?.0)
         };
-        let ((), output, errors) = tokio::try_join!(exited, output, errors)?;
-        Ok((output, errors))
+        let status = async {
+            let ended = (&mut group.ended).await.map_err(io::Error::other);
+            ended
+                .and_then(|status| status)
+                .map_err(environment("wait for kustomize"))
+        };
+        let (status, output, errors) = tokio::try_join!(status, output, errors)?;
+        Ok(Finished {
+            status,
+            output,
+            errors,
+        })
     }
 
     fn failure(&self, finished: &Finished, root: &Path) -> RenderError {
@@ -313,15 +302,6 @@ async fn blocking<T: Send + 'static>(
     task::spawn_blocking(work)
         .await
         .map_err(|ended| environment("finish work on a blocking thread")(io::Error::other(ended)))?
-}
-
-/// Becomes readable when the group's leader is dead, without reaping it.
-fn exit_of(group: &Group) -> io::Result<AsyncFd<OwnedFd>> {
-    let pid = group
-        .pid()
-        .ok_or_else(|| io::Error::other("the process has no id"))?;
-    let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-    Ok(AsyncFd::register_with_interest(pidfd, Interest::READABLE)?)
 }
 
 /// Reads all of a pipe, but keeps at most `limit` bytes; tells whether that was all. Stops at the limit if `stop`.

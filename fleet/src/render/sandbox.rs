@@ -1,8 +1,8 @@
 //! Confining a build: Landlock for files and TCP, an empty network namespace, resource limits.
 //!
 //! All of it is inherited by child processes, and Landlock and namespaces belong to a *thread*. So
-//! [`spawn`] starts a thread that confines itself, starts the program and ends. The rest of our process stays as
-//! it was, and no code has to run between `fork` and `exec`.
+//! [`spawn`] starts a thread that confines itself, starts the program, waits for its end and ends too. The rest
+//! of our process stays as it was, and no code has to run between `fork` and `exec`.
 //!
 //! What the kernel leaves open: without the network namespace (which takes `CAP_SYS_ADMIN`) UDP packets can be
 //! sent, and kernels before 6.7 have no Landlock rule for TCP. The program can still start no other program, so
@@ -12,9 +12,13 @@ use std::{
     ffi::OsString,
     fs::File,
     io,
-    os::{fd::AsFd, unix::process::CommandExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
@@ -23,7 +27,9 @@ use landlock::{
     RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
 use nix::sched::{CloneFlags, setns, unshare};
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, prlimit};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process_group, prlimit, waitid,
+};
 use tokio::sync::oneshot;
 
 /// Shared libraries: to be read, not executed.
@@ -156,70 +162,59 @@ fn empty_network() -> Option<File> {
 /// A running program and everything that it started. Dropping it kills them all.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// `None` once it is reaped.
-    child: Option<Child>,
-}
-
-impl Group {
-    pub(super) fn child(&mut self) -> io::Result<&mut Child> {
-        self.child
-            .as_mut()
-            .ok_or_else(|| io::Error::other("the process was reaped already"))
-    }
-
-    pub(super) fn pid(&self) -> Option<Pid> {
-        let id = self.child.as_ref()?.id();
-        Pid::from_raw(i32::try_from(id).ok()?)
-    }
-
-    /// Kills every process of the group. The leader stays to be reaped, so that its id cannot have passed to
-    /// another process.
-    pub(super) fn kill(&self) {
-        if let Some(pid) = self.pid() {
-            // Where there is nothing left to kill, all is well.
-            let _gone = kill_process_group(pid, Signal::KILL);
-        }
-    }
-
-    /// Reaps the leader, which must be dead or dying.
-    pub(super) fn reap(mut self) -> io::Result<std::process::ExitStatus> {
-        let status = self.child()?.wait();
-        self.child = None;
-        status
-    }
+    leader: Pid,
+    /// While it is false, the leader's id cannot have passed to another process.
+    reaped: Arc<Mutex<bool>>,
+    pub(super) output: Option<OwnedFd>,
+    pub(super) errors: Option<OwnedFd>,
+    /// How the leader ended; by then the rest of the group has been killed.
+    pub(super) ended: oneshot::Receiver<io::Result<ExitStatus>>,
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.kill();
-        if let Some(mut child) = self.child.take()
-            && !matches!(child.try_wait(), Ok(Some(_)))
-        {
-            // Dying can take the kernel some milliseconds, which no async thread should wait for.
-            let _reaper = thread::Builder::new()
-                .name("render-reaper".to_owned())
-                .spawn(move || child.wait());
+        let reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*reaped {
+            // Where there is nothing left to kill, all is well.
+            let _gone = kill_process_group(self.leader, Signal::KILL);
         }
     }
 }
 
 /// Starts `launch` confined by `sandbox`, its output and errors to be read from pipes.
-pub(super) async fn spawn(sandbox: std::sync::Arc<Sandbox>, launch: Launch) -> io::Result<Group> {
+pub(super) async fn spawn(sandbox: Arc<Sandbox>, launch: Launch) -> io::Result<Group> {
     let (started, group) = oneshot::channel();
     thread::Builder::new()
-        .name("render-spawn".to_owned())
+        .name("render-build".to_owned())
         .spawn(move || {
-            let group = sandbox
+            match sandbox
                 .confine(&launch.directory)
-                .and_then(|()| start(&launch));
-            // Where nobody waits any more, the group comes back and is killed.
-            drop(started.send(group));
+                .and_then(|()| start(&launch))
+            {
+                Ok((child, group, reaped, ended)) => {
+                    let leader = group.leader;
+                    // Where nobody waits any more, the group comes back and is killed.
+                    drop(started.send(Ok(group)));
+                    // Where nobody waits for the end, it is reaped all the same.
+                    drop(ended.send(wait(child, leader, &reaped)));
+                }
+                Err(error) => drop(started.send(Err(error))),
+            }
         })?;
     group.await.map_err(io::Error::other)?
 }
 
-fn start(launch: &Launch) -> io::Result<Group> {
-    let child = Command::new(&launch.program)
+type Reaped = Arc<Mutex<bool>>;
+
+fn start(
+    launch: &Launch,
+) -> io::Result<(
+    Child,
+    Group,
+    Reaped,
+    oneshot::Sender<io::Result<ExitStatus>>,
+)> {
+    let mut child = Command::new(&launch.program)
         .args(&launch.arguments)
         .env_clear()
         .envs(launch.environment.iter().map(|(name, value)| (name, value)))
@@ -229,11 +224,31 @@ fn start(launch: &Launch) -> io::Result<Group> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    let group = Group { child: Some(child) };
-    let Limits {
+    let leader = Pid::from_child(&child);
+    if let Err(error) = limit(leader, launch.limits) {
+        child.kill()?;
+        child.wait()?;
+        return Err(error);
+    }
+    let reaped = Reaped::default();
+    let (ended, end) = oneshot::channel();
+    let group = Group {
+        leader,
+        reaped: reaped.clone(),
+        output: child.stdout.take().map(OwnedFd::from),
+        errors: child.stderr.take().map(OwnedFd::from),
+        ended: end,
+    };
+    Ok((child, group, reaped, ended))
+}
+
+fn limit(
+    process: Pid,
+    Limits {
         memory,
         cpu_seconds,
-    } = launch.limits;
+    }: Limits,
+) -> io::Result<()> {
     for (resource, most) in [
         (Resource::Data, memory),
         (Resource::Cpu, cpu_seconds),
@@ -245,12 +260,27 @@ fn start(launch: &Launch) -> io::Result<Group> {
             current: Some(most),
             maximum: Some(most),
         };
-        match prlimit(group.pid(), resource, limit) {
+        match prlimit(Some(process), resource, limit) {
             Ok(_) => {}
             // It ended already.
             Err(rustix::io::Errno::SRCH) => break,
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(group)
+    Ok(())
+}
+
+/// Waits until the leader is dead, kills what it left behind, and reaps it; in this order, because a dead process
+/// keeps its id, and thereby its group's, until it is reaped.
+fn wait(mut child: Child, leader: Pid, reaped: &Reaped) -> io::Result<ExitStatus> {
+    let dead = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    while matches!(
+        waitid(WaitId::Pid(leader), dead),
+        Err(rustix::io::Errno::INTR)
+    ) {}
+    let mut reaped = reaped.lock().unwrap_or_else(PoisonError::into_inner);
+    let _gone = kill_process_group(leader, Signal::KILL);
+    let status = child.wait();
+    *reaped = true;
+    status
 }
