@@ -1,0 +1,460 @@
+//! Operating fleets, tokens and devices of a controller.
+
+use longshore_protocol::{
+    Condition, DeviceId, Digest, Generation, TokenId,
+    api::{
+        Approval, CreatedFleet, CreatedTenant, CreatedToken, Device, DeviceCounts, DeviceDesired,
+        DeviceObserved, DeviceState, Fleet, HeldRemoval, List, Revision, Tenant, Token,
+    },
+    message::Phase,
+};
+use serde_json::{Value, json};
+
+use crate::controller::{Controller, answer};
+
+const REVISION: &str = "76ae82c7b1a177c8d03f9e96e0adf2466113728f";
+
+fn fleet(name: &str) -> Fleet {
+    Fleet {
+        name: name.parse().unwrap(),
+        repo: "https://git.example/acme/shops.git".into(),
+        branch: "main".into(),
+        path: String::new(),
+        revision: Some(REVISION.into()),
+        devices: DeviceCounts {
+            total: 3,
+            pending: 1,
+            active: 2,
+            connected: 2,
+            in_sync: 1,
+            failing: 1,
+        },
+        conditions: vec![
+            Condition::holds("SourceReady", "Fetched", "", 0),
+            Condition::fails("FleetValid", "Problems", "1 problem", 0),
+        ],
+        problems: vec![
+            "devices/store-0003/device.yaml:7: unknown field `spec.oops`\u{1b}[2J".into(),
+        ],
+        held: vec![HeldRemoval {
+            device: "store-0009".parse().unwrap(),
+            removal: "Decommission".into(),
+        }],
+        created_at: 0,
+    }
+}
+
+fn device(name: &str, state: DeviceState) -> Device {
+    Device {
+        id: DeviceId::from_random([7; 16]),
+        name: name.parse().unwrap(),
+        fleet: "shops".parse().unwrap(),
+        state,
+        public_key: Digest::of(b"key"),
+        enrollment_branch: Some(format!("longshore/enroll/{name}")),
+        labels: [("site".to_owned(), "madrid".to_owned())].into(),
+        facts: [("model\u{1b}[2J".to_owned(), "rpi4\nName: forged".to_owned())].into(),
+        token_label: "store rollout".into(),
+        source_address: "192.0.2.7".into(),
+        desired: Some(DeviceDesired {
+            generation: Generation::from(4),
+            digest: Digest::of(b"four"),
+            revision: REVISION.into(),
+            objects: 20,
+            since: 0,
+        }),
+        observed: Some(DeviceObserved {
+            generation: Generation::from(3),
+            digest: Digest::of(b"three"),
+            phase: Phase::Applied,
+            reported_at: 0,
+        }),
+        connected: true,
+        last_seen: Some(0),
+        conditions: vec![Condition::holds("Rendered", "Built", "", 0)],
+        created_at: 0,
+    }
+}
+
+fn token() -> Token {
+    Token {
+        id: TokenId::from_random([9; 16]),
+        fleet: "shops".parse().unwrap(),
+        label: "store rollout".into(),
+        approval: Approval::Manual,
+        uses: 3,
+        max_uses: Some(50),
+        expires_at: None,
+        revoked: false,
+        created_at: 0,
+    }
+}
+
+fn list<T>(items: impl Into<Vec<T>>) -> List<T> {
+    List {
+        items: items.into(),
+    }
+}
+
+fn controller() -> Controller {
+    let created_token = CreatedToken {
+        token: token(),
+        secret: "lsp-a-secret".into(),
+        server: "https://longshore.example:8443".into(),
+        ca_fingerprint: Digest::of(b"root"),
+    };
+    let created_fleet = CreatedFleet {
+        fleet: fleet("shops"),
+        webhook_path: "/webhooks/default/shops".into(),
+        webhook_secret: "whs-a-secret".into(),
+    };
+    let pending = device("store-0002", DeviceState::Pending);
+    Controller::start([
+        answer("GET fleets", 200, &list([fleet("shops")])),
+        answer("POST fleets", 201, &created_fleet),
+        answer("GET fleets/shops", 200, &fleet("shops")),
+        answer("DELETE fleets/shops", 204, &Value::Null),
+        answer("POST fleets/shops/sync", 202, &Value::Null),
+        answer("POST fleets/shops/removals/confirm", 202, &Value::Null),
+        answer(
+            "GET fleets/shops/tokens",
+            200,
+            &list([
+                token(),
+                Token {
+                    revoked: true,
+                    ..token()
+                },
+            ]),
+        ),
+        answer("POST fleets/shops/tokens", 201, &created_token),
+        answer(
+            &format!("DELETE fleets/shops/tokens/{}", token().id),
+            204,
+            &Value::Null,
+        ),
+        answer(
+            "GET fleets/shops/devices",
+            200,
+            &list([device("store-0001", DeviceState::Active), pending.clone()]),
+        ),
+        answer("GET fleets/shops/devices/store-0002", 200, &pending),
+        answer(
+            "POST fleets/shops/devices/store-0002/approve",
+            200,
+            &device("store-0002", DeviceState::Active),
+        ),
+        answer(
+            "POST fleets/shops/devices/store-0002/reject",
+            200,
+            &device("store-0002", DeviceState::Rejected),
+        ),
+        answer(
+            "POST fleets/shops/devices/store-0001/decommission",
+            200,
+            &device("store-0001", DeviceState::Decommissioned),
+        ),
+        answer(
+            "GET fleets/shops/revisions",
+            200,
+            &list([Revision {
+                commit: REVISION.into(),
+                summary: "Raise the till's limit".into(),
+                author: "Ada".into(),
+                observed_at: 0,
+                devices_changed: 2,
+                problems: 1,
+            }]),
+        ),
+        answer(
+            "GET /api/v1/tenants",
+            200,
+            &list([Tenant {
+                name: "default".parse().unwrap(),
+                created_at: 0,
+            }]),
+        ),
+        answer(
+            "POST /api/v1/tenants",
+            201,
+            &CreatedTenant {
+                name: "acme".parse().unwrap(),
+                api_token: "lsa-of-acme".into(),
+            },
+        ),
+    ])
+}
+
+/// The rows of a table, each as its words.
+fn rows(table: &str) -> Vec<Vec<&str>> {
+    table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect()
+}
+
+#[test]
+fn fleets() {
+    let controller = controller();
+    let listed = controller.run("fleets list").code(0);
+    assert_eq!(
+        rows(&listed.stdout)[0][..3],
+        ["NAME", "REVISION", "DEVICES"]
+    );
+    assert_eq!(rows(&listed.stdout)[1][..3], ["shops", "76ae82c7b1a1", "3"]);
+    assert!(
+        rows(&listed.stdout)[1].contains(&"Problems"),
+        "why it is not ready"
+    );
+    controller
+        .run("fleets show shops")
+        .code(0)
+        .prints("store-0003/device.yaml:7: unknown field `spec.oops`\\u{1b}[2J")
+        .prints(&format!(
+            "longshore fleets confirm-removals shops --revision {REVISION}"
+        ));
+    controller
+        .run("fleets sync shops")
+        .code(0)
+        .says("looks at the repo");
+    controller
+        .run(&format!(
+            "fleets confirm-removals shops --revision {REVISION}"
+        ))
+        .code(0);
+    assert_eq!(controller.last_change().body, json!({"revision": REVISION}));
+}
+
+#[test]
+fn adding_a_fleet_prints_the_webhook_once() {
+    let controller = controller();
+    controller
+        .run("fleets add shops --repo https://git.example/acme/shops.git --path edge")
+        .code(0)
+        .prints(&format!(
+            "https://{}/webhooks/default/shops",
+            controller.address
+        ))
+        .prints("whs-a-secret");
+    assert_eq!(
+        controller.last_change().body,
+        json!({"name": "shops", "repo": "https://git.example/acme/shops.git", "branch": "main", "path": "edge"})
+    );
+    controller.run("fleets add shops --repo shops.git").code(0);
+    let repo = controller
+        .place
+        .path()
+        .canonicalize()
+        .unwrap()
+        .join("shops.git");
+    assert_eq!(controller.last_change().body["repo"], json!(repo));
+    controller
+        .run("fleets add shops --repo git@git.example:a.git")
+        .code(2)
+        .says("ssh://git@git.example/a.git");
+}
+
+#[test]
+fn a_token_prints_the_whole_command() {
+    let controller = controller();
+    let fingerprint = Digest::of(b"root");
+    let command = format!(
+        "longshore-agent --server https://longshore.example:8443 --ca-fingerprint {fingerprint} \
+         --token lsp-a-secret --name store-0001 --runtime directory \
+         --directory /etc/microshift/manifests.d/longshore"
+    );
+    let words = "tokens create --auto --max-uses 50 --expires 7d --overlay groups/kiosk \
+                 --set-label site=madrid --set-label hw=rpi4 --label rollout --device store-0001";
+    let created = controller.run(words).code(0).says("shown this once");
+    assert_eq!(created.stdout, format!("{command}\n"));
+    assert_eq!(
+        controller.last_change().body,
+        json!({"label": "rollout", "approval": "automatic", "maxUses": 50, "expiresIn": 604_800,
+               "overlay": "groups/kiosk", "labels": {"site": "madrid", "hw": "rpi4"}})
+    );
+    let created = controller.run("tokens create -o json").code(0).json();
+    assert_eq!(created["secret"], "lsp-a-secret");
+    assert_eq!(created["token"]["approval"], "manual");
+    assert!(
+        created["command"]
+            .as_str()
+            .unwrap()
+            .contains(" --name '<device name>' ")
+    );
+    let body = controller.last_change().body;
+    assert_eq!(
+        (&body["approval"], &body["maxUses"]),
+        (&json!("manual"), &Value::Null)
+    );
+}
+
+#[test]
+fn tokens_are_listed_without_secrets_and_revoked() {
+    let controller = controller();
+    let listed = controller
+        .run("tokens list")
+        .code(0)
+        .prints("3/50")
+        .prints("revoked")
+        .prints("valid");
+    assert!(!listed.stdout.contains("lsp-"));
+    controller
+        .run(&format!("tokens revoke {}", token().id))
+        .code(0)
+        .says("enrolls no more devices");
+    for (words, problem) in [
+        ("tokens create --auto --manual", "cannot be used with"),
+        ("tokens create --expires soon", "such as `90m`"),
+        ("tokens create --set-label site", "KEY=VALUE"),
+        ("tokens create --max-uses 0", "0 is not in 1.."),
+        ("tokens revoke tok_1", "token id"),
+    ] {
+        controller.run(words).code(2).says(problem);
+    }
+}
+
+#[test]
+fn devices() {
+    let controller = controller();
+    let listed = controller.run("devices list").code(0);
+    assert_eq!(
+        rows(&listed.stdout)[1][..5],
+        ["store-0001", "active", "yes", "Behind", "3/4"]
+    );
+    let pending = controller
+        .run("devices list --state pending -o json")
+        .code(0)
+        .json();
+    assert_eq!(pending["items"].as_array().unwrap().len(), 1);
+    assert_eq!(pending["items"][0]["name"], "store-0002");
+    let shown = controller.run("devices show store-0002").code(0);
+    let shown = shown
+        .prints(&Digest::of(b"key").to_string())
+        .prints("longshore/enroll/store-0002");
+    let forged = shown
+        .stdout
+        .lines()
+        .filter(|line| line.starts_with("Name:"))
+        .count();
+    assert_eq!(forged, 1, "a fact cannot forge a line:\n{}", shown.stdout);
+    let shown = shown.hides("\u{1b}");
+    assert!(
+        shown
+            .stdout
+            .contains("model\\u{1b}[2J: rpi4\\nName: forged"),
+        "{}",
+        shown.stdout
+    );
+    controller
+        .run("devices show store-0002 -o yaml")
+        .code(0)
+        .prints("publicKey: ");
+    controller
+        .run("devices approve store-0002")
+        .code(0)
+        .prints("active");
+    controller
+        .run("devices show store-0404")
+        .code(3)
+        .says("refused (404)");
+    controller
+        .run("devices show Store")
+        .code(2)
+        .says("device name `Store` must be");
+}
+
+#[test]
+fn what_cannot_be_undone_is_asked_for() {
+    let controller = controller();
+    for words in [
+        "devices reject store-0002",
+        "devices decommission store-0001",
+        "fleets remove shops",
+    ] {
+        controller
+            .run(words)
+            .code(2)
+            .says("There is no terminal to ask at")
+            .says("`--yes`");
+        let changes = controller.heard();
+        assert!(
+            changes.iter().all(|heard| heard.asked.starts_with("GET")),
+            "{changes:?}"
+        );
+    }
+    controller
+        .run("devices reject store-0002 --yes")
+        .code(0)
+        .prints("rejected");
+    controller
+        .run("devices decommission store-0001 -y")
+        .code(0)
+        .prints("decommissioned");
+    controller
+        .run("fleets remove shops --yes")
+        .code(0)
+        .says("removed the fleet `shops`");
+    assert_eq!(
+        controller.last_change().asked,
+        "DELETE /api/v1/tenants/default/fleets/shops"
+    );
+}
+
+#[test]
+fn the_first_refusal_ends_a_list_of_decisions() {
+    let controller = controller();
+    controller
+        .run("devices approve store-0002 store-0404 store-0002")
+        .code(3)
+        .says("store-0002 is active")
+        .says("`store-0404` and the devices after it are as they were");
+}
+
+#[test]
+fn the_only_fleet_need_not_be_named() {
+    let controller = controller();
+    controller
+        .run("revisions")
+        .code(0)
+        .prints("Raise the till's limit");
+    assert_eq!(
+        controller.run("revisions --limit 0 -o json").code(0).json(),
+        json!({"items": []})
+    );
+    controller.run("revisions --fleet other").code(3);
+
+    let several = Controller::start([answer(
+        "GET fleets",
+        200,
+        &list([fleet("shops"), fleet("ships")]),
+    )]);
+    several
+        .run("devices list")
+        .code(2)
+        .says("has 2 fleets")
+        .says("`--fleet`: shops, ships");
+    let none = Controller::start([answer(
+        "GET fleets",
+        200,
+        &List::<Fleet> { items: Vec::new() },
+    )]);
+    none.run("devices list")
+        .code(2)
+        .says("longshore fleets add");
+}
+
+#[test]
+fn tenants() {
+    let controller = controller();
+    controller.run("tenants list").code(0).prints("default");
+    controller
+        .run("tenants create acme")
+        .code(0)
+        .prints("lsa-of-acme")
+        .says("shown this once");
+    assert_eq!(controller.last_change().body, json!({"name": "acme"}));
+    controller
+        .run("tenants create Acme")
+        .code(2)
+        .says("tenant name");
+}
