@@ -1,1 +1,21 @@
+//! Longshore's controller: from a commit in a fleet repo to a running change on a device.
+//!
+//! The modules in the order in which a commit passes them ([`longshore_fleet`] holds the pure middle part):
+//!
+//! ```text
+//! source ─▶ fleet ─▶ closure ─▶ render ─▶ rollout ─▶ reconcile ─▶ hub ─▶ gateway ─▶ (agent)
+//! Revision  Fleet    InputKey   objects   Plan       desired      poke   messages
+//!           └──── longshore_fleet ────┘
+//! ```
+//!
+//! Beside the way: [`enrollment`] and [`ca`] let devices in, [`store`] remembers, [`api`] answers operators,
+//! [`run`] wires it all.
+#![warn(missing_docs)]
 
+pub mod ca;
+pub mod clock;
+pub mod files;
+pub mod secret;
+pub mod source;
+pub mod store;
+pub mod tls;

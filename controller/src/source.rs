@@ -1,0 +1,142 @@
+//! Follows one fleet's repo: from "something may have happened" to what its branches point to.
+//!
+//! ```text
+//! webhook ─┐
+//! notify ──┼─▶ poke ─▶ fetch ─▶ Observation (watch)
+//! timer ───┘     ▲        │ fails: the last good refs stay, and the next try backs off
+//! ```
+//!
+//! A poke says "look", never "what changed". Bursts of pokes become one fetch. The timer guarantees that a lost
+//! webhook costs only the polling interval.
+
+pub mod git;
+pub mod mirror;
+pub mod tree;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use notify::{RecursiveMode, Watcher as _};
+use rand::RngExt as _;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::{
+    git::GitError,
+    mirror::{Mirror, Refs},
+};
+
+/// The longest pause between two tries of a repo that does not answer.
+const MAX_BACKOFF: Duration = Duration::from_secs(300);
+
+/// What is known of a repo.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observation {
+    /// What its branches point to, by the last fetch that worked; `None` before the first.
+    pub refs: Option<Refs>,
+    /// Why the last fetch did not work.
+    pub problem: Option<String>,
+}
+
+/// Follows one repo until `shutdown`.
+#[derive(Debug)]
+pub struct Source {
+    /// The mirror to keep up to date.
+    pub mirror: Mirror,
+    /// The repo, where it is a directory on this machine.
+    pub local: Option<PathBuf>,
+    /// How often to look without being poked.
+    pub interval: Duration,
+    /// Says "look".
+    pub poke: Arc<Notify>,
+}
+
+impl Source {
+    /// Fetches whenever there may be something new, and publishes what it finds.
+    pub async fn run(self, found: watch::Sender<Observation>, shutdown: CancellationToken) {
+        let _watcher = self.local.clone().and_then(|directory| watch(directory, self.poke.clone()));
+        let mut failures: u32 = 0;
+        // What an earlier run fetched is in force until the first fetch of this run.
+        if let Ok(refs) = self.mirror.refs().await
+            && refs.tracked.is_some()
+        {
+            found.send_modify(|observation| observation.refs = Some(refs));
+        }
+        loop {
+            // A poke that comes during the fetch makes another one.
+            match self.mirror.fetch().await {
+                Ok(refs) => {
+                    if failures > 0 {
+                        info!("the repo answers again");
+                    }
+                    failures = 0;
+                    let now = Observation { refs: Some(refs), problem: None };
+                    found.send_if_modified(|before| {
+                        let changed = *before != now;
+                        *before = now;
+                        changed
+                    });
+                }
+                Err(error) => {
+                    if failures == 0 {
+                        warn!(error = &error as &dyn std::error::Error, "the repo does not answer");
+                    }
+                    failures += 1;
+                    let problem = describe(&error);
+                    found.send_if_modified(|before| {
+                        let changed = before.problem.as_ref() != Some(&problem);
+                        before.problem = Some(problem);
+                        changed
+                    });
+                }
+            }
+            let pause = self.pause(failures);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                () = self.poke.notified() => {}
+            }
+        }
+    }
+
+    /// The polling interval give or take a fifth; after failures, up to twice as long each time.
+    fn pause(&self, failures: u32) -> Duration {
+        let base = match failures {
+            0 => self.interval,
+            _ => Duration::from_secs(1).saturating_mul(1 << failures.min(9)).min(MAX_BACKOFF),
+        };
+        base.mul_f64(rand::rng().random_range(0.8..1.2))
+    }
+}
+
+/// An error with what caused it, in one line.
+pub fn describe(error: &GitError) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+/// Watches the refs of a repo on this machine.
+fn watch(directory: PathBuf, poke: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+    let git_directory =
+        if directory.join(".git").is_dir() { directory.join(".git") } else { directory };
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading is no change; everything else may be one, and so may an overflow of events.
+        if !matches!(event, Ok(notify::Event { kind: notify::EventKind::Access(_), .. })) {
+            poke.notify_one();
+        }
+    });
+    let watching = watcher.and_then(|mut watcher| {
+        watcher.watch(&git_directory, RecursiveMode::NonRecursive)?;
+        watcher.watch(&git_directory.join("refs"), RecursiveMode::Recursive)?;
+        Ok(watcher)
+    });
+    match watching {
+        Ok(watcher) => Some(watcher),
+        Err(error) => {
+            warn!(%error, path = %git_directory.display(), "cannot watch the repo; polling it");
+            None
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The `git` program, for everything that crosses a network: it brings credential helpers, SSH, proxies.
+
+use std::{ffi::OsStr, path::Path, process::Stdio, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    process::Command,
+};
+
+/// A fetch or push that takes longer is ended.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// How much of what the program prints is kept.
+const MAX_OUTPUT: u64 = 64 * 1024;
+
+/// Why a Git operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum GitError {
+    /// The program is not there.
+    #[error("the `git` program cannot be started; is it installed?")]
+    Start(#[source] std::io::Error),
+    /// It takes too long.
+    #[error("git {operation} did not end within {} seconds", DEADLINE.as_secs())]
+    TimedOut {
+        /// `fetch`, `push`, …
+        operation: String,
+    },
+    /// It refuses.
+    #[error("git {operation}: {message}")]
+    Refused {
+        /// `fetch`, `push`, …
+        operation: String,
+        /// The last lines that it printed.
+        message: String,
+    },
+    /// The mirror cannot be read or written.
+    #[error("the mirror of the repo failed")]
+    Mirror(#[from] git2::Error),
+    /// A task was cut off by the shutdown.
+    #[error("the operation was cut off")]
+    Cut,
+}
+
+impl GitError {
+    /// Whether the remote says that a branch does not exist.
+    pub fn is_missing_branch(&self) -> bool {
+        matches!(self, Self::Refused { message, .. } if message.contains("couldn't find remote ref"))
+    }
+
+    /// Whether the remote refuses a push because the branch moved in between.
+    pub fn is_race(&self) -> bool {
+        matches!(self, Self::Refused { message, .. }
+            if ["non-fast-forward", "fetch first", "stale info", "cannot lock ref", "failed to update ref"]
+                .iter().any(|sign| message.contains(sign)))
+    }
+}
+
+/// How Git reaches a remote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// A repo that an administrator added: local paths, and the controller's own credentials.
+    Administrator,
+    /// A repo that a tenant added: https only, and no credentials of ours.
+    Tenant,
+}
+
+/// Runs `git` in the bare repo `directory`.
+///
+/// The program gets an environment without our secrets, may not ask questions, and is killed with the future.
+///
+/// # Errors
+/// [`GitError::Refused`] carries what it printed.
+pub async fn run<S: AsRef<OsStr>>(
+    directory: &Path,
+    trust: Trust,
+    arguments: impl IntoIterator<Item = S>,
+) -> Result<String, GitError> {
+    let arguments: Vec<_> =
+        arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
+    let operation = arguments.first().map(|it| it.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut command = Command::new("git");
+    command.args(["-c", "gc.auto=0", "-c", "maintenance.auto=false", "-c", "core.hooksPath=/dev/null"]);
+    if trust == Trust::Tenant {
+        command.args(["-c", "credential.helper=", "-c", "http.followRedirects=false"]);
+    }
+    command
+        .args(&arguments)
+        .current_dir(directory)
+        .env_clear()
+        .envs(std::env::vars_os().filter(|(name, _)| {
+            let name = name.to_string_lossy();
+            ["PATH", "HOME", "SSH_AUTH_SOCK", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"].contains(&&*name)
+                || name.to_ascii_lowercase().ends_with("_proxy")
+        }))
+        .env("GIT_DIR", directory)
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
+        .env("GIT_ALLOW_PROTOCOL", match trust {
+            Trust::Administrator => "file:https:ssh",
+            Trust::Tenant => "https",
+        })
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    let mut child = command.spawn().map_err(GitError::Start)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let all = async { tokio::join!(read(stdout), read(stderr), child.wait()) };
+    let (stdout, stderr, status) = tokio::time::timeout(DEADLINE, all)
+        .await
+        .map_err(|_elapsed| GitError::TimedOut { operation: operation.clone() })?;
+    if status.map_err(GitError::Start)?.success() {
+        return Ok(stdout);
+    }
+    let lines: Vec<_> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let last = lines.len().saturating_sub(6);
+    let message = lines.get(last..).unwrap_or_default().join("; ");
+    Err(GitError::Refused { operation, message })
+}
+
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> String {
+    let mut text = Vec::new();
+    if let Some(pipe) = pipe {
+        let mut bounded = pipe.take(MAX_OUTPUT);
+        let read = bounded.read_to_end(&mut text).await;
+        // What is past the bound must still be read, or the program would wait for us.
+        let rest = tokio::io::copy(&mut bounded.into_inner(), &mut tokio::io::sink()).await;
+        if let Err(error) = read.and(rest) {
+            tracing::debug!(%error, "git's output could not be read");
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}

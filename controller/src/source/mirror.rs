@@ -1,0 +1,265 @@
+//! The controller's bare mirror of one fleet repo: read with git2, synchronized with the `git` program.
+//!
+//! Only the tracked branch and the enrolment branches are mirrored, below `refs/longshore/`. Commits of our own
+//! are made in the mirror and pushed; a push that loses a race is tried again after the next fetch.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use git2::{FileMode, Oid, Repository, RepositoryInitOptions, Signature, build::TreeUpdateBuilder};
+use longshore_protocol::DeviceName;
+
+use super::{
+    git::{self, GitError, Trust},
+    tree::GitTree,
+};
+use crate::store::fleets::Fleet;
+
+const TRACKED: &str = "refs/longshore/tracked";
+const ENROLL: &str = "refs/longshore/enroll/";
+/// Where the enrolment branches are, in the fleet repo.
+pub const ENROLL_BRANCHES: &str = "longshore/enroll/";
+
+/// A commit of the tracked branch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Its id.
+    pub id: Oid,
+    /// The first line of its message.
+    pub summary: String,
+    /// Its author's name.
+    pub author: String,
+}
+
+/// What the repo's branches point to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refs {
+    /// The tracked branch's commit; `None` where the branch or the repo is empty.
+    pub tracked: Option<Commit>,
+    /// The enrolment branches by device name.
+    pub enrollment: BTreeMap<DeviceName, Oid>,
+}
+
+/// One file to write or, without content, one file or folder to delete.
+#[derive(Clone, Debug)]
+pub struct Edit {
+    /// From the repo's root.
+    pub path: String,
+    /// The new content.
+    pub content: Option<String>,
+}
+
+/// The mirror of one fleet's repo.
+#[derive(Clone, Debug)]
+pub struct Mirror {
+    directory: Arc<Path>,
+    remote: String,
+    branch: String,
+    trust: Trust,
+}
+
+impl Mirror {
+    /// The mirror in `directory`, made if it is not there.
+    pub async fn open(directory: PathBuf, fleet: &Fleet) -> Result<Self, GitError> {
+        let mirror = Self {
+            directory: directory.into(),
+            remote: fleet.repo.clone(),
+            branch: fleet.branch.clone(),
+            trust: if fleet.trusted { Trust::Administrator } else { Trust::Tenant },
+        };
+        mirror
+            .blocking(|mirror| {
+                if mirror.directory.join("HEAD").exists() {
+                    return Ok(());
+                }
+                let options = &mut RepositoryInitOptions::new();
+                options.bare(true).mkpath(true).external_template(false);
+                Repository::init_opts(&mirror.directory, options)?;
+                Ok(())
+            })
+            .await?;
+        Ok(mirror)
+    }
+
+    /// Brings the mirror up to date. A tracked branch that was deleted, or an empty repo, is no error.
+    pub async fn fetch(&self) -> Result<Refs, GitError> {
+        let tracked = format!("+refs/heads/{}:{TRACKED}", self.branch);
+        let enrollment = format!("+refs/heads/{ENROLL_BRANCHES}*:{ENROLL}*");
+        match self.fetch_refs(&[&tracked, &enrollment]).await {
+            Err(error) if error.is_missing_branch() => {
+                self.fetch_refs(&[&enrollment]).await?;
+                self.blocking(|mirror| {
+                    match mirror.repo()?.find_reference(TRACKED) {
+                        Ok(mut reference) => reference.delete()?,
+                        Err(error) if error.code() == git2::ErrorCode::NotFound => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                    Ok(())
+                })
+                .await?;
+            }
+            other => other?,
+        }
+        self.refs().await
+    }
+
+    async fn fetch_refs(&self, refs: &[&str]) -> Result<(), GitError> {
+        let arguments = [
+            "fetch", "--quiet", "--prune", "--no-tags", "--force", "--no-write-fetch-head",
+            "--no-recurse-submodules", "--no-auto-maintenance", "--", &self.remote,
+        ];
+        git::run(&self.directory, self.trust, arguments.iter().chain(refs)).await?;
+        Ok(())
+    }
+
+    /// What the last fetch found.
+    pub async fn refs(&self) -> Result<Refs, GitError> {
+        self.blocking(|mirror| {
+            let repo = mirror.repo()?;
+            let tracked = match repo.refname_to_id(TRACKED) {
+                Ok(id) => {
+                    let commit = repo.find_commit(id)?;
+                    let text = |bytes: &[u8]| {
+                        String::from_utf8_lossy(bytes).chars().take(200).collect::<String>()
+                    };
+                    Some(Commit {
+                        id,
+                        summary: commit
+                            .message_bytes()
+                            .split(|byte| *byte == b'\n')
+                            .find(|line| !line.is_empty())
+                            .map(text)
+                            .unwrap_or_default(),
+                        author: text(commit.author().name_bytes()),
+                    })
+                }
+                Err(error) if error.code() == git2::ErrorCode::NotFound => None,
+                Err(error) => return Err(error.into()),
+            };
+            let mut enrollment = BTreeMap::new();
+            for reference in repo.references_glob(&format!("{ENROLL}*"))? {
+                let reference = reference?;
+                let name = String::from_utf8_lossy(reference.name_bytes()).into_owned();
+                let device = name.strip_prefix(ENROLL).and_then(|name| name.parse().ok());
+                if let (Some(device), Some(id)) = (device, reference.target()) {
+                    enrollment.insert(device, id);
+                }
+            }
+            Ok(Refs { tracked, enrollment })
+        })
+        .await
+    }
+
+    /// The tree of a commit.
+    pub async fn tree(&self, commit: Oid) -> Result<Arc<GitTree>, GitError> {
+        self.blocking(move |mirror| Ok(Arc::new(GitTree::of(mirror.repo()?, commit)?))).await
+    }
+
+    /// Makes a commit with these edits on top of `parent`, or the first one of an empty repo.
+    pub async fn commit(
+        &self,
+        parent: Option<Oid>,
+        edits: Vec<Edit>,
+        message: String,
+    ) -> Result<Oid, GitError> {
+        self.blocking(move |mirror| {
+            let repo = mirror.repo()?;
+            let parent = parent.map(|id| repo.find_commit(id)).transpose()?;
+            let base = match &parent {
+                Some(parent) => parent.tree()?,
+                None => repo.find_tree(repo.treebuilder(None)?.write()?)?,
+            };
+            let mut builder = TreeUpdateBuilder::new();
+            for edit in &edits {
+                match &edit.content {
+                    Some(content) => {
+                        let blob = repo.blob(content.as_bytes())?;
+                        builder.upsert(edit.path.as_str(), blob, FileMode::Blob);
+                    }
+                    None => {
+                        builder.remove(edit.path.as_str());
+                    }
+                }
+            }
+            let tree = repo.find_tree(builder.create_updated(&repo, &base)?)?;
+            let author = author()?;
+            let parents: Vec<_> = parent.iter().collect();
+            Ok(repo.commit(None, &author, &author, &message, &tree, &parents)?)
+        })
+        .await
+    }
+
+    /// Makes the commit that merges `theirs` into `ours`; `None` where they conflict.
+    pub async fn merge(
+        &self,
+        ours: Oid,
+        theirs: Oid,
+        message: String,
+    ) -> Result<Option<Oid>, GitError> {
+        self.blocking(move |mirror| {
+            let repo = mirror.repo()?;
+            let (ours, theirs) = (repo.find_commit(ours)?, repo.find_commit(theirs)?);
+            let mut index = repo.merge_commits(&ours, &theirs, None)?;
+            if index.has_conflicts() {
+                return Ok(None);
+            }
+            let tree = repo.find_tree(index.write_tree_to(&repo)?)?;
+            let author = author()?;
+            let parents = [&ours, &theirs];
+            Ok(Some(repo.commit(None, &author, &author, &message, &tree, &parents)?))
+        })
+        .await
+    }
+
+    /// Pushes a commit to the tracked branch, if nobody else did since `expected`.
+    pub async fn push_tracked(&self, commit: Oid, expected: Option<Oid>) -> Result<(), GitError> {
+        self.push(&self.branch, Some(commit), expected).await
+    }
+
+    /// Pushes a device's enrolment branch, or deletes it.
+    pub async fn push_enrollment(
+        &self,
+        device: &DeviceName,
+        commit: Option<Oid>,
+        expected: Option<Oid>,
+    ) -> Result<(), GitError> {
+        self.push(&format!("{ENROLL_BRANCHES}{device}"), commit, expected).await
+    }
+
+    async fn push(
+        &self,
+        branch: &str,
+        commit: Option<Oid>,
+        expected: Option<Oid>,
+    ) -> Result<(), GitError> {
+        let text = |id: Option<Oid>| id.map(|id| id.to_string()).unwrap_or_default();
+        let lease = format!("--force-with-lease=refs/heads/{branch}:{}", text(expected));
+        let refspec = format!("{}:refs/heads/{branch}", text(commit));
+        let arguments =
+            ["push", "--quiet", "--no-verify", "--porcelain", &lease, "--", &self.remote, &refspec];
+        git::run(&self.directory, self.trust, arguments).await?;
+        Ok(())
+    }
+
+    fn repo(&self) -> Result<Repository, git2::Error> {
+        Repository::open_bare(&self.directory)
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, GitError> + Send + 'static,
+    ) -> Result<T, GitError> {
+        let mirror = self.clone();
+        let span = tracing::Span::current();
+        tokio::task::spawn_blocking(move || span.in_scope(|| work(&mirror)))
+            .await
+            .map_err(|_cut| GitError::Cut)?
+    }
+}
+
+fn author() -> Result<Signature<'static>, git2::Error> {
+    Signature::now("Longshore", "longshore@localhost")
+}

@@ -1,0 +1,252 @@
+//! What the controller remembers: one schema on SQLite and PostgreSQL.
+//!
+//! All SQL of the controller is below this module, one file per aggregate. Functions take a connection; the
+//! caller owns the transaction. Every query is scoped by tenant, except where an outside credential (a token's
+//! hash, a certificate's device id) is what says which tenant it is.
+//!
+//! The statements are common SQL with `$1` placeholders, which both engines accept. Rows that come in bulk are
+//! written with one statement per [`ROWS_PER_STATEMENT`] rows.
+
+pub mod content;
+pub mod devices;
+pub mod fleets;
+pub mod tenants;
+pub mod tokens;
+
+use std::{path::Path, str::FromStr, sync::Once, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+use sqlx::{
+    Any, AnyConnection, AnyPool, SqlSafeStr, Transaction,
+    any::{AnyPoolOptions, install_default_drivers},
+    migrate::{Migration, MigrationType, Migrator},
+};
+
+/// How many rows one bulk statement writes: with at most sixteen columns, within both engines' limits.
+const ROWS_PER_STATEMENT: usize = 1000;
+
+const MIGRATIONS: &[(i64, &str, &str)] =
+    &[(1, "initial", include_str!("../migrations/0001_initial.sql"))];
+
+/// Which database answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// A file in the data directory.
+    Sqlite,
+    /// A server, for several replicas.
+    Postgres,
+}
+
+impl Engine {
+    /// Its name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
+        }
+    }
+}
+
+/// What can go wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The URL names neither engine.
+    #[error("the database URL must start with `sqlite:` or `postgres:`")]
+    UnknownEngine,
+    /// The database does not answer, or refuses.
+    #[error("the database failed")]
+    Database(#[source] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("the database schema could not be migrated")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    /// A row holds what this version cannot read.
+    #[error("column `{column}` holds `{value}`, which is not valid")]
+    Corrupt {
+        /// The column.
+        column: &'static str,
+        /// Its value, cut.
+        value: String,
+    },
+    /// A unique value is taken.
+    #[error("it exists already")]
+    Duplicate(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let duplicate = error.as_database_error().is_some_and(|error| {
+            // The two engines' codes for a broken unique constraint.
+            error.is_unique_violation()
+                || matches!(error.code().as_deref(), Some("23505" | "2067" | "1555"))
+        });
+        if duplicate { Self::Duplicate(error) } else { Self::Database(error) }
+    }
+}
+
+/// A handle on the store; clones share the connections.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: AnyPool,
+    engine: Engine,
+}
+
+impl Store {
+    /// The embedded store in `directory`.
+    pub async fn embedded(directory: &Path) -> Result<Self, StoreError> {
+        let file = directory.join("longshore.db");
+        Self::open(&format!("sqlite://{}?mode=rwc", file.display())).await
+    }
+
+    /// The store at `url`, with its schema brought up to date.
+    ///
+    /// # Errors
+    /// Where the database does not answer within ten seconds, or its schema is from a newer version.
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        static DRIVERS: Once = Once::new();
+        DRIVERS.call_once(install_default_drivers);
+        let engine = match url.split(':').next() {
+            Some("sqlite") => Engine::Sqlite,
+            Some("postgres" | "postgresql") => Engine::Postgres,
+            _ => return Err(StoreError::UnknownEngine),
+        };
+        let pool = AnyPoolOptions::new()
+            .max_connections(match engine {
+                Engine::Sqlite => 4,
+                Engine::Postgres => 16,
+            })
+            .acquire_timeout(Duration::from_secs(10))
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    if engine == Engine::Sqlite {
+                        for pragma in [
+                            "PRAGMA journal_mode = WAL",
+                            "PRAGMA synchronous = NORMAL",
+                            "PRAGMA busy_timeout = 20000",
+                            "PRAGMA foreign_keys = ON",
+                        ] {
+                            sqlx::query(pragma).execute(&mut *connection).await?;
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .connect(url)
+            .await
+            .map_err(StoreError::Database)?;
+        migrator(engine).run(&pool).await?;
+        Ok(Self { pool, engine })
+    }
+
+    /// Which database it is.
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// A connection, for reading.
+    pub async fn read(&self) -> Result<sqlx::pool::PoolConnection<Any>, StoreError> {
+        self.pool.acquire().await.map_err(StoreError::Database)
+    }
+
+    /// A transaction that may write.
+    pub async fn write(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        match self.engine {
+            // SQLite has one writer; asking for it at once waits, asking in the middle would fail.
+            Engine::Sqlite => Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?),
+            Engine::Postgres => Ok(self.pool.begin().await?),
+        }
+    }
+
+    /// Waits for what is under way and closes the connections.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+fn migrator(engine: Engine) -> Migrator {
+    let migrations = MIGRATIONS
+        .iter()
+        .map(|(version, name, sql)| {
+            let sql = match engine {
+                Engine::Sqlite => (*sql).to_owned(),
+                Engine::Postgres => sql.replace(" BLOB", " BYTEA"),
+            };
+            Migration::new(
+                *version,
+                (*name).into(),
+                MigrationType::Simple,
+                sqlx::AssertSqlSafe(sql).into_sql_str(),
+                false,
+            )
+        })
+        .collect();
+    Migrator { migrations, ..Migrator::DEFAULT }
+}
+
+/// `($1, $2), ($3, $4), …`: placeholders for that many rows of that many columns.
+fn placeholders(rows: usize, columns: usize) -> String {
+    let row = |row: usize| {
+        let cells: Vec<_> = (1..=columns).map(|cell| format!("${}", row * columns + cell)).collect();
+        format!("({})", cells.join(", "))
+    };
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
+}
+
+fn json<T: Serialize + ?Sized>(value: &T) -> String {
+    // What is written here are our own types, with text keys: that cannot fail.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn from_json<T: DeserializeOwned>(text: &str, column: &'static str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|_detail| corrupt(column, text))
+}
+
+fn parse<T: FromStr>(text: &str, column: &'static str) -> Result<T, StoreError> {
+    text.parse().map_err(|_detail| corrupt(column, text))
+}
+
+fn corrupt(column: &'static str, value: &str) -> StoreError {
+    StoreError::Corrupt { column, value: value.chars().take(80).collect() }
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Runs a statement that is written once per chunk of rows.
+async fn in_chunks<T, F>(
+    connection: &mut AnyConnection,
+    rows: &[T],
+    columns: usize,
+    statement: impl Fn(&str) -> String,
+    bind: F,
+) -> Result<u64, StoreError>
+where
+    F: for<'q> Fn(Bulk<'q>, &'q T) -> Bulk<'q>,
+{
+    let mut affected = 0;
+    for chunk in rows.chunks(ROWS_PER_STATEMENT) {
+        let sql = statement(&placeholders(chunk.len(), columns));
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        for row in chunk {
+            query = bind(query, row);
+        }
+        affected += query.execute(&mut *connection).await?.rows_affected();
+    }
+    Ok(affected)
+}
+
+type Bulk<'q> = sqlx::query::Query<'q, Any, sqlx::any::AnyArguments>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_placeholders() {
+        assert_eq!(placeholders(2, 2), "($1, $2), ($3, $4)");
+    }
+}

@@ -1,0 +1,198 @@
+//! Content by its digest: builds, objects and manifest sets. Written once, never changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use longshore_fleet::closure::InputKey;
+use longshore_protocol::{Digest, Entry, ManifestSet, Object, TenantName};
+use sqlx::AnyConnection;
+
+use super::{StoreError, corrupt, from_json, in_chunks, json, parse, placeholders, signed};
+
+const COMPRESSION: i32 = 3;
+
+/// What building an input key gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// The objects that came out.
+    Objects(Vec<Digest>),
+    /// It fails, and will always fail, with this message.
+    Failed(String),
+}
+
+/// Remembers what building `key` gave, and the objects.
+pub async fn put_build(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    key: InputKey,
+    build: &Result<Vec<Object>, String>,
+    now: u64,
+) -> Result<(), StoreError> {
+    let (objects, error) = match build {
+        Ok(objects) => {
+            put_objects(db, tenant, objects).await?;
+            let digests: Vec<_> = objects.iter().map(Object::digest).collect();
+            (Some(json(&digests)), None)
+        }
+        Err(message) => (None, Some(message.as_str())),
+    };
+    sqlx::query(
+        "INSERT INTO renders (tenant, input_key, objects, error, created_at)
+         VALUES ($1, $2, $3, $4, $5) ON CONFLICT (tenant, input_key) DO NOTHING",
+    )
+    .bind(tenant.as_str())
+    .bind(key.0.to_string())
+    .bind(objects)
+    .bind(error)
+    .bind(signed(now))
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// What building `keys` gave, where it was built before.
+pub async fn builds(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    keys: &[InputKey],
+) -> Result<BTreeMap<InputKey, Build>, StoreError> {
+    let mut found = BTreeMap::new();
+    for chunk in keys.chunks(super::ROWS_PER_STATEMENT) {
+        let sql = format!(
+            "SELECT input_key, objects, error FROM renders
+             WHERE input_key IN {} AND tenant = ${}",
+            placeholders(1, chunk.len()),
+            chunk.len() + 1
+        );
+        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql));
+        for key in chunk {
+            query = query.bind(key.0.to_string());
+        }
+        let rows: Vec<(String, Option<String>, Option<String>)> =
+            query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
+        for (key, objects, error) in rows {
+            let build = match (objects, error) {
+                (Some(objects), _) => Build::Objects(from_json(&objects, "renders.objects")?),
+                (None, error) => Build::Failed(error.unwrap_or_default()),
+            };
+            found.insert(InputKey(parse(&key, "renders.input_key")?), build);
+        }
+    }
+    Ok(found)
+}
+
+/// Remembers objects.
+pub async fn put_objects<'a>(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    objects: impl IntoIterator<Item = &'a Object>,
+) -> Result<(), StoreError> {
+    let unique: BTreeMap<_, _> =
+        objects.into_iter().map(|object| (object.digest(), object)).collect();
+    let rows: Vec<_> = unique
+        .into_iter()
+        .map(|(digest, object)| (digest.to_string(), compress(object.body())))
+        .collect();
+    in_chunks(
+        db,
+        &rows,
+        3,
+        |rows| {
+            format!(
+                "INSERT INTO objects (tenant, digest, body) VALUES {rows}
+                 ON CONFLICT (tenant, digest) DO NOTHING"
+            )
+        },
+        |query, (digest, body)| query.bind(tenant.to_string()).bind(digest).bind(body.as_slice()),
+    )
+    .await?;
+    Ok(())
+}
+
+/// The objects with these digests. Those that the store does not have are left out.
+pub async fn objects(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    digests: impl IntoIterator<Item = Digest>,
+) -> Result<BTreeMap<Digest, Object>, StoreError> {
+    let unique: Vec<_> = digests.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+    let mut found = BTreeMap::new();
+    for chunk in unique.chunks(super::ROWS_PER_STATEMENT) {
+        let sql = format!(
+            "SELECT body FROM objects WHERE digest IN {} AND tenant = ${}",
+            placeholders(1, chunk.len()),
+            chunk.len() + 1
+        );
+        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql));
+        for digest in chunk {
+            query = query.bind(digest.to_string());
+        }
+        let rows: Vec<(Vec<u8>,)> =
+            query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
+        for (body,) in rows {
+            let body = decompress(&body, "objects.body")?;
+            let object = Object::from_canonical(body)
+                .map_err(|error| corrupt("objects.body", &error.to_string()))?;
+            found.insert(object.digest(), object);
+        }
+    }
+    Ok(found)
+}
+
+/// Remembers sets.
+pub async fn put_sets<'a>(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    sets: impl IntoIterator<Item = &'a ManifestSet>,
+) -> Result<(), StoreError> {
+    let unique: BTreeMap<_, _> = sets.into_iter().map(|set| (set.digest(), set)).collect();
+    let rows: Vec<_> = unique
+        .into_iter()
+        .map(|(digest, set)| (digest.to_string(), compress(json(set.entries()).as_bytes())))
+        .collect();
+    in_chunks(
+        db,
+        &rows,
+        3,
+        |rows| {
+            format!(
+                "INSERT INTO sets (tenant, digest, entries) VALUES {rows}
+                 ON CONFLICT (tenant, digest) DO NOTHING"
+            )
+        },
+        |query, (digest, body)| query.bind(tenant.to_string()).bind(digest).bind(body.as_slice()),
+    )
+    .await?;
+    Ok(())
+}
+
+/// The set with this digest.
+pub async fn set(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    digest: Digest,
+) -> Result<Option<ManifestSet>, StoreError> {
+    let row: Option<(Vec<u8>,)> =
+        sqlx::query_as("SELECT entries FROM sets WHERE tenant = $1 AND digest = $2")
+            .bind(tenant.as_str())
+            .bind(digest.to_string())
+            .fetch_optional(db)
+            .await?;
+    let Some((entries,)) = row else { return Ok(None) };
+    let entries: Vec<Entry> = serde_json::from_slice(&decompress(&entries, "sets.entries")?)
+        .map_err(|error| corrupt("sets.entries", &error.to_string()))?;
+    let set = ManifestSet::new(entries)
+        .map_err(|error| corrupt("sets.entries", &error.to_string()))?;
+    if set.digest() != digest {
+        return Err(corrupt("sets.entries", "a set with another digest"));
+    }
+    Ok(Some(set))
+}
+
+fn compress(bytes: &[u8]) -> Vec<u8> {
+    // In-memory compression at a valid level fails only when memory runs out, and then Rust aborts.
+    zstd::bulk::compress(bytes, COMPRESSION).unwrap_or_default()
+}
+
+fn decompress(bytes: &[u8], column: &'static str) -> Result<Vec<u8>, StoreError> {
+    zstd::stream::decode_all(bytes).map_err(|error| corrupt(column, &error.to_string()))
+}

@@ -1,0 +1,297 @@
+//! Fleets and their revisions.
+
+use longshore_protocol::{Condition, FleetName, TenantName, api::HeldRemoval};
+use sqlx::{AnyConnection, FromRow};
+
+use super::{StoreError, from_json, json, parse, signed, unsigned};
+
+/// Which fleet of which tenant.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FleetId {
+    /// The tenant.
+    pub tenant: TenantName,
+    /// The fleet within it.
+    pub name: FleetName,
+}
+
+impl std::fmt::Display for FleetId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.tenant, self.name)
+    }
+}
+
+/// A fleet.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    /// Which.
+    pub id: FleetId,
+    /// The repo: a path or a URL.
+    pub repo: String,
+    /// The branch to follow.
+    pub branch: String,
+    /// The fleet's folder in the repo.
+    pub path: String,
+    /// Whether Git may use the controller's own credentials and read local paths.
+    pub trusted: bool,
+    /// The webhook's secret, encrypted.
+    pub webhook_secret: Vec<u8>,
+    /// How it does.
+    pub status: FleetStatus,
+    /// The revision whose held removals an operator confirmed.
+    pub confirmed_revision: Option<String>,
+    /// When it was made.
+    pub created_at: u64,
+}
+
+/// What the last reconciliation found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FleetStatus {
+    /// The commit in force.
+    pub revision: Option<String>,
+    /// Conditions of the fleet.
+    pub conditions: Vec<Condition>,
+    /// `path:line: message` each.
+    pub problems: Vec<String>,
+    /// Removals that wait for an operator.
+    pub held: Vec<HeldRemoval>,
+}
+
+#[derive(FromRow)]
+struct Row {
+    tenant: String,
+    name: String,
+    repo: String,
+    branch: String,
+    path: String,
+    trusted: i64,
+    webhook_secret: Vec<u8>,
+    revision: Option<String>,
+    conditions: String,
+    problems: String,
+    held: String,
+    confirmed_revision: Option<String>,
+    created_at: i64,
+}
+
+impl TryFrom<Row> for Fleet {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: FleetId {
+                tenant: parse(&row.tenant, "fleets.tenant")?,
+                name: parse(&row.name, "fleets.name")?,
+            },
+            repo: row.repo,
+            branch: row.branch,
+            path: row.path,
+            trusted: row.trusted != 0,
+            webhook_secret: row.webhook_secret,
+            status: FleetStatus {
+                revision: row.revision,
+                conditions: from_json(&row.conditions, "fleets.conditions")?,
+                problems: from_json(&row.problems, "fleets.problems")?,
+                held: from_json(&row.held, "fleets.held")?,
+            },
+            confirmed_revision: row.confirmed_revision,
+            created_at: unsigned(row.created_at),
+        })
+    }
+}
+
+/// Makes a fleet.
+///
+/// # Errors
+/// [`StoreError::Duplicate`] where the tenant has one of that name.
+pub async fn insert(db: &mut AnyConnection, fleet: &Fleet) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO fleets (tenant, name, repo, branch, path, trusted, webhook_secret, revision,
+            conditions, problems, held, confirmed_revision, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+    )
+    .bind(fleet.id.tenant.as_str())
+    .bind(fleet.id.name.as_str())
+    .bind(&fleet.repo)
+    .bind(&fleet.branch)
+    .bind(&fleet.path)
+    .bind(i64::from(fleet.trusted))
+    .bind(&fleet.webhook_secret)
+    .bind(fleet.status.revision.as_deref())
+    .bind(json(&fleet.status.conditions))
+    .bind(json(&fleet.status.problems))
+    .bind(json(&fleet.status.held))
+    .bind(fleet.confirmed_revision.as_deref())
+    .bind(signed(fleet.created_at))
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Every fleet of every tenant: what the controller follows.
+pub async fn all(db: &mut AnyConnection) -> Result<Vec<Fleet>, StoreError> {
+    let rows: Vec<Row> =
+        sqlx::query_as("SELECT * FROM fleets ORDER BY tenant, name").fetch_all(db).await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// The tenant's fleets, by name.
+pub async fn list(db: &mut AnyConnection, tenant: &TenantName) -> Result<Vec<Fleet>, StoreError> {
+    let rows: Vec<Row> = sqlx::query_as("SELECT * FROM fleets WHERE tenant = $1 ORDER BY name")
+        .bind(tenant.as_str())
+        .fetch_all(db)
+        .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// One fleet.
+pub async fn find(db: &mut AnyConnection, id: &FleetId) -> Result<Option<Fleet>, StoreError> {
+    let row: Option<Row> = sqlx::query_as("SELECT * FROM fleets WHERE tenant = $1 AND name = $2")
+        .bind(id.tenant.as_str())
+        .bind(id.name.as_str())
+        .fetch_optional(db)
+        .await?;
+    row.map(TryInto::try_into).transpose()
+}
+
+/// Removes a fleet, its devices, tokens and revisions.
+pub async fn delete(db: &mut AnyConnection, id: &FleetId) -> Result<bool, StoreError> {
+    let done = sqlx::query("DELETE FROM fleets WHERE tenant = $1 AND name = $2")
+        .bind(id.tenant.as_str())
+        .bind(id.name.as_str())
+        .execute(db)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Writes what a reconciliation found.
+pub async fn set_status(
+    db: &mut AnyConnection,
+    id: &FleetId,
+    status: &FleetStatus,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE fleets SET revision = $3, conditions = $4, problems = $5, held = $6
+         WHERE tenant = $1 AND name = $2",
+    )
+    .bind(id.tenant.as_str())
+    .bind(id.name.as_str())
+    .bind(status.revision.as_deref())
+    .bind(json(&status.conditions))
+    .bind(json(&status.problems))
+    .bind(json(&status.held))
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Lets the held removals of `revision` happen, if it is the one in force.
+pub async fn confirm_removals(
+    db: &mut AnyConnection,
+    id: &FleetId,
+    revision: &str,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "UPDATE fleets SET confirmed_revision = $3
+         WHERE tenant = $1 AND name = $2 AND revision = $3",
+    )
+    .bind(id.tenant.as_str())
+    .bind(id.name.as_str())
+    .bind(revision)
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// A commit as the controller observed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revision {
+    /// The commit's id.
+    pub commit: String,
+    /// The first line of its message.
+    pub summary: String,
+    /// Its author's name.
+    pub author: String,
+    /// When the controller saw it.
+    pub observed_at: u64,
+    /// How many devices' desired state it changed.
+    pub devices_changed: u64,
+    /// How many problems it had.
+    pub problems: u64,
+}
+
+/// Adds a revision, unless the newest one is of the same commit; then its counts are brought up to date,
+/// `devices_changed` by adding to it.
+pub async fn record_revision(
+    db: &mut AnyConnection,
+    id: &FleetId,
+    revision: &Revision,
+) -> Result<(), StoreError> {
+    let updated = sqlx::query(
+        "UPDATE revisions SET devices_changed = devices_changed + $4, problems = $5
+         WHERE tenant = $1 AND fleet = $2 AND commit_id = $3
+           AND seq = (SELECT MAX(seq) FROM revisions WHERE tenant = $1 AND fleet = $2)",
+    )
+    .bind(id.tenant.as_str())
+    .bind(id.name.as_str())
+    .bind(&revision.commit)
+    .bind(signed(revision.devices_changed))
+    .bind(signed(revision.problems))
+    .execute(&mut *db)
+    .await?;
+    if updated.rows_affected() > 0 {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO revisions (tenant, fleet, seq, commit_id, summary, author, observed_at,
+            devices_changed, problems)
+         SELECT $1, $2, COALESCE(MAX(seq), 0) + 1, $3, $4, $5, $6, $7, $8
+         FROM revisions WHERE tenant = $1 AND fleet = $2",
+    )
+    .bind(id.tenant.as_str())
+    .bind(id.name.as_str())
+    .bind(&revision.commit)
+    .bind(&revision.summary)
+    .bind(&revision.author)
+    .bind(signed(revision.observed_at))
+    .bind(signed(revision.devices_changed))
+    .bind(signed(revision.problems))
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The newest revisions, newest first.
+pub async fn revisions(
+    db: &mut AnyConnection,
+    id: &FleetId,
+    limit: u32,
+) -> Result<Vec<Revision>, StoreError> {
+    #[derive(FromRow)]
+    struct Row {
+        commit_id: String,
+        summary: String,
+        author: String,
+        observed_at: i64,
+        devices_changed: i64,
+        problems: i64,
+    }
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT * FROM revisions WHERE tenant = $1 AND fleet = $2 ORDER BY seq DESC LIMIT $3",
+    )
+    .bind(id.tenant.as_str())
+    .bind(id.name.as_str())
+    .bind(i64::from(limit))
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Revision {
+            commit: row.commit_id,
+            summary: row.summary,
+            author: row.author,
+            observed_at: unsigned(row.observed_at),
+            devices_changed: unsigned(row.devices_changed),
+            problems: unsigned(row.problems),
+        })
+        .collect())
+}
