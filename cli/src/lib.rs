@@ -10,6 +10,8 @@
 //! - **An error ends with what to do next** ([`Error`]).
 //! - **Secrets redact by type**, and a token only travels to the server that it belongs to ([`settings`]).
 
+#![warn(missing_docs)]
+
 mod api;
 mod arguments;
 mod commands;

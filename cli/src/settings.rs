@@ -44,8 +44,24 @@ pub struct Settings {
 struct Source {
     name: String,
     server: Option<Url>,
-    token: Option<SecretString>,
+    token: Option<TokenAt>,
     ca: Option<PathBuf>,
+}
+
+/// A token, or the file to read it from once it is chosen.
+#[derive(Clone, Debug)]
+enum TokenAt {
+    Hand(SecretString),
+    File(PathBuf),
+}
+
+impl TokenAt {
+    fn read(self) -> Result<SecretString, Error> {
+        match self {
+            Self::Hand(token) => Ok(token),
+            Self::File(path) => read_token(&path),
+        }
+    }
 }
 
 /// The config file.
@@ -75,7 +91,7 @@ impl Settings {
     /// # Errors
     /// Where a named file cannot be read, or server or token are missing.
     pub fn resolve(globals: &Globals, config_home: Option<&Path>) -> Result<Self, Error> {
-        let arguments = arguments(globals)?;
+        let arguments = arguments(globals);
         let (config_source, config) = config(globals, config_home)?;
         let mut sources = Vec::new();
         match &globals.data_dir {
@@ -100,6 +116,7 @@ impl Settings {
             .ok_or_else(|| no_token(&server))?;
         let ca = pick(&arguments, &of_server, |source| source.ca.clone());
 
+        let token = token.read()?;
         refuse_plain_text(&server)?;
         let mut origins = vec![
             format!("server {server} from {server_origin}"),
@@ -145,29 +162,35 @@ fn pick<T>(
         .find_map(|source| Some((part(source)?, source.name.clone())))
 }
 
-fn arguments(globals: &Globals) -> Result<Source, Error> {
-    let token = match &globals.token_file {
-        Some(path) => Some(read_token(path)?),
-        None => globals.token.clone(),
+fn arguments(globals: &Globals) -> Source {
+    let in_hand = || {
+        let token = globals
+            .token
+            .clone()
+            .filter(|token| !token.expose_secret().is_empty());
+        token.map(TokenAt::Hand)
     };
-    let name = "the arguments or the environment".to_owned();
-    Ok(Source {
-        name,
+    Source {
+        name: "the arguments or the environment".to_owned(),
         server: globals.server.clone(),
-        token,
+        token: globals
+            .token_file
+            .clone()
+            .map(TokenAt::File)
+            .or_else(in_hand),
         ca: globals.ca.clone(),
-    })
+    }
 }
 
 /// What a local controller writes: `address`, `admin-token`, `ca.pem`.
 ///
-/// Of the directory that nobody named, nothing is taken where the files are missing or not to be read.
+/// The directory that nobody named may be missing, or be somebody else's.
 fn data_dir(directory: &Path, named: bool) -> Result<Source, Error> {
     let name = format!("the data directory {}", directory.display());
     let address = directory.join("address");
     let address = match fs::read_to_string(&address) {
         Ok(text) => text.trim().to_owned(),
-        Err(_absent) if !named => return Ok(Source::default()),
+        Err(_unreadable) if !named => return Ok(Source::default()),
         Err(error) => {
             return Err(Error::usage(format!("{name} holds no readable `address`"))
                 .because(error)
@@ -177,12 +200,9 @@ fn data_dir(directory: &Path, named: bool) -> Result<Source, Error> {
     let server = Url::parse(&address).map_err(|error| {
         Error::usage(format!("{name} names no URL in `address`")).because(error)
     })?;
-    let token = directory.join("admin-token");
-    let token = if token.exists() {
-        Some(read_token(&token)?)
-    } else {
-        None
-    };
+    let token = Some(directory.join("admin-token"))
+        .filter(|path| path.exists())
+        .map(TokenAt::File);
     let ca = Some(directory.join("ca.pem")).filter(|path| path.exists());
     Ok(Source {
         name,
@@ -220,7 +240,7 @@ fn config(globals: &Globals, home: Option<&Path>) -> Result<(Source, Config), Er
     let source = Source {
         name: format!("the config file {}", path.display()),
         server: config.server.take(),
-        token: config.token.take().map(|text| text.0),
+        token: config.token.take().map(|text| TokenAt::Hand(text.0)),
         ca: config.ca.take().map(|ca| folder.join(ca)),
     };
     Ok((source, config))

@@ -1,5 +1,12 @@
 //! Operating fleets, tokens and devices of a controller.
 
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+    time::SystemTime,
+};
+
+use insta::assert_snapshot;
 use longshore_protocol::{
     Condition, DeviceId, Digest, Generation, TokenId,
     api::{
@@ -13,6 +20,14 @@ use serde_json::{Value, json};
 use crate::controller::{Controller, answer};
 
 const REVISION: &str = "76ae82c7b1a177c8d03f9e96e0adf2466113728f";
+
+/// An instant some minutes ago, so that ages are the same on every run.
+fn ago(minutes: u64) -> u64 {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
+    u64::try_from(now.as_millis()).unwrap() - minutes * 60_000
+}
 
 fn fleet(name: &str) -> Fleet {
     Fleet {
@@ -30,8 +45,8 @@ fn fleet(name: &str) -> Fleet {
             failing: 1,
         },
         conditions: vec![
-            Condition::holds("SourceReady", "Fetched", "", 0),
-            Condition::fails("FleetValid", "Problems", "1 problem", 0),
+            Condition::holds("SourceReady", "Fetched", "", ago(5)),
+            Condition::fails("FleetValid", "Problems", "1 problem", ago(5)),
         ],
         problems: vec![
             "devices/store-0003/device.yaml:7: unknown field `spec.oops`\u{1b}[2J".into(),
@@ -40,7 +55,7 @@ fn fleet(name: &str) -> Fleet {
             device: "store-0009".parse().unwrap(),
             removal: "Decommission".into(),
         }],
-        created_at: 0,
+        created_at: ago(5),
     }
 }
 
@@ -61,18 +76,18 @@ fn device(name: &str, state: DeviceState) -> Device {
             digest: Digest::of(b"four"),
             revision: REVISION.into(),
             objects: 20,
-            since: 0,
+            since: ago(5),
         }),
         observed: Some(DeviceObserved {
             generation: Generation::from(3),
             digest: Digest::of(b"three"),
             phase: Phase::Applied,
-            reported_at: 0,
+            reported_at: ago(5),
         }),
         connected: true,
-        last_seen: Some(0),
-        conditions: vec![Condition::holds("Rendered", "Built", "", 0)],
-        created_at: 0,
+        last_seen: Some(ago(5)),
+        conditions: vec![Condition::holds("Rendered", "Built", "", ago(5))],
+        created_at: ago(5),
     }
 }
 
@@ -86,7 +101,7 @@ fn token() -> Token {
         max_uses: Some(50),
         expires_at: None,
         revoked: false,
-        created_at: 0,
+        created_at: ago(5),
     }
 }
 
@@ -161,7 +176,7 @@ fn controller() -> Controller {
                 commit: REVISION.into(),
                 summary: "Raise the till's limit".into(),
                 author: "Ada".into(),
-                observed_at: 0,
+                observed_at: ago(5),
                 devices_changed: 2,
                 problems: 1,
             }]),
@@ -171,7 +186,7 @@ fn controller() -> Controller {
             200,
             &list([Tenant {
                 name: "default".parse().unwrap(),
-                created_at: 0,
+                created_at: ago(5),
             }]),
         ),
         answer(
@@ -191,6 +206,23 @@ fn rows(table: &str) -> Vec<Vec<&str>> {
         .lines()
         .map(|line| line.split_whitespace().collect())
         .collect()
+}
+
+/// What people see, once each.
+#[test]
+fn tables() {
+    let controller = controller();
+    for line in [
+        "fleets list",
+        "fleets show shops",
+        "tokens list",
+        "devices list",
+        "devices show store-0002",
+        "revisions",
+        "tenants list",
+    ] {
+        assert_snapshot!(line.replace(' ', "-"), controller.run(line).code(0).stdout);
+    }
 }
 
 #[test]
@@ -398,6 +430,48 @@ fn what_cannot_be_undone_is_asked_for() {
         controller.last_change().asked,
         "DELETE /api/v1/tenants/default/fleets/shops"
     );
+}
+
+/// On a terminal (made by script(1)), the answer decides.
+#[test]
+fn a_terminal_is_asked() {
+    let controller = controller();
+    for (answer, code, end) in [
+        ("n\n", 1, "nothing was changed"),
+        ("y\n", 0, "decommissioned"),
+    ] {
+        let mut script = Command::new("script")
+            .args([
+                "-qec",
+                &format!(
+                    "{} devices decommission store-0001",
+                    env!("CARGO_BIN_EXE_longshore")
+                ),
+            ])
+            .arg("/dev/null")
+            .env("LONGSHORE_DATA_DIR", controller.data())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = script.stdin.take().unwrap();
+        stdin.write_all(answer.as_bytes()).unwrap();
+        // Kept open until the end: script(1) would hand the end of its input on.
+        let output = script.wait_with_output().unwrap();
+        drop(stdin);
+        let shown = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{shown}");
+        assert!(
+            shown.contains("Decommission the device `store-0001`?"),
+            "{shown}"
+        );
+        assert!(shown.contains(end), "{shown}");
+        let decided = controller
+            .heard()
+            .iter()
+            .any(|heard| heard.asked.starts_with("POST"));
+        assert_eq!(decided, code == 0);
+    }
 }
 
 #[test]
