@@ -69,7 +69,7 @@ pub(crate) fn say(line: &str) {
     talk(&text::printable(line));
 }
 
-/// Like [`say`], for several lines that are printable already. Nobody listening is no error.
+/// Says several lines that are printable already. Nobody listening is no error.
 pub fn talk(lines: &str) {
     let _unheard = writeln!(io::stderr(), "{lines}");
 }

@@ -8,6 +8,7 @@
 
 mod connection;
 mod controller;
+mod fixtures;
 mod fleet_repo;
 mod harness;
 mod help;
