@@ -90,14 +90,6 @@ impl Node {
         }
     }
 
-    /// The items of a sequence; none of anything else.
-    pub(crate) fn items(&self) -> &[Node] {
-        match &self.value {
-            Value::Sequence(items) => items,
-            Value::Scalar(_) | Value::Mapping(_) => &[],
-        }
-    }
-
     /// Whether it is the empty plain scalar, `null` or `~`.
     pub(crate) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar(Scalar { text, plain: true, tag: None })
@@ -119,7 +111,7 @@ impl Node {
 pub(crate) fn documents(bytes: &[u8], limits: Limits) -> Result<Vec<Node>, YamlError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
-        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        let line = 1 + before.split(|byte| *byte == b'\n').skip(1).count();
         YamlError::at(
             u32::try_from(line).unwrap_or(u32::MAX),
             "the file is not UTF-8",
@@ -371,22 +363,31 @@ fn unique(members: &[(Node, Node)]) -> Result<(), YamlError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use proptest::prelude::*;
 
     use super::*;
 
     const LIMITS: Limits = Limits { nodes: 10_000 };
 
+    fn items(node: &Node) -> &[Node] {
+        let Value::Sequence(items) = &node.value else {
+            panic!("{node:?}")
+        };
+        items
+    }
+
     #[test]
     fn keeps_lines_and_styles() {
         let node = document(b"a: 1\nb:\n  - 'x'\n  - !!str 2\n", LIMITS).unwrap();
         let b = node.member("b").unwrap();
-        assert_eq!(b.items()[1].line, 4);
+        assert_eq!(items(b)[1].line, 4);
         assert!(matches!(
-            &b.items()[0].value,
+            &items(b)[0].value,
             Value::Scalar(Scalar { plain: false, .. })
         ));
-        let Value::Scalar(tagged) = &b.items()[1].value else {
+        let Value::Scalar(tagged) = &items(b)[1].value else {
             panic!()
         };
         assert_eq!(tagged.tag.as_deref(), Some("tag:yaml.org,2002:str"));
@@ -407,19 +408,19 @@ mod tests {
         let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
         for level in 1..12 {
             let alias = format!("*a{}", level - 1);
-            bomb += &format!(
-                "a{level}: &a{level} [{}]\n",
-                vec![alias.as_str(); 10].join(",")
-            );
+            let aliases = [alias.as_str(); 10].join(",");
+            writeln!(bomb, "a{level}: &a{level} [{aliases}]").unwrap();
         }
         let error = document(bomb.as_bytes(), LIMITS).unwrap_err();
         assert!(error.message.contains("YAML nodes"), "{error:?}");
         let deep = "[".repeat(5000);
+        assert!(document(deep.as_bytes(), LIMITS).is_err());
+        let deep = "- ".repeat(200);
         let error = document(deep.as_bytes(), LIMITS).unwrap_err();
         assert!(error.message.contains("levels deep"), "{error:?}");
         let mut chain = "a0: &a0 [x]\n".to_owned();
         for level in 1..200 {
-            chain += &format!("a{level}: &a{level} [*a{}]\n", level - 1);
+            writeln!(chain, "a{level}: &a{level} [*a{}]", level - 1).unwrap();
         }
         let error = document(chain.as_bytes(), LIMITS).unwrap_err();
         assert!(error.message.contains("levels deep"), "{error:?}");
@@ -448,12 +449,12 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = documents(&bytes, LIMITS);
+            drop(documents(&bytes, LIMITS));
         }
 
         #[test]
         fn never_panics_on_near_yaml(text in "[a-c:{}\\[\\],&*!<>|'\"\n -]{0,80}") {
-            let _ = documents(text.as_bytes(), LIMITS);
+            drop(documents(text.as_bytes(), LIMITS));
         }
     }
 }

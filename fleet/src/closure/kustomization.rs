@@ -63,7 +63,7 @@ pub(super) struct Reference {
     pub(super) kind: ReferenceKind,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum ReferenceKind {
     /// A file.
     File,
@@ -213,7 +213,7 @@ pub(super) fn plugin_documents(bytes: &[u8]) -> Result<Vec<Node>, YamlError> {
     yaml::documents(bytes, LIMITS)
 }
 
-/// `files`, `envs` and `env` of a ConfigMap or Secret generator.
+/// `files`, `envs` and `env` of a `ConfigMap` or `Secret` generator.
 fn sources(generator: &Node, found: &mut Vec<Reference>) -> Result<(), YamlError> {
     if let Some(files) = generator.member("files") {
         for item in list(files, "files")? {
@@ -394,18 +394,18 @@ validators: [t]
             ("- a\n", 1, "must be a mapping"),
             (
                 "generators:\n- |\n  apiVersion: x/v1\n  kind: Y\n",
-                2,
+                3,
                 "plugin `x/v1/Y` is refused",
             ),
             (
                 "generators:\n- |\n  apiVersion: builtin\n  kind: HelmChartInflationGenerator\n",
-                2,
+                3,
                 "Helm",
             ),
             (
                 "transformers:\n- |\n  apiVersion: builtin\n  kind: Y\n  metadata:\n    annotations:\n      \
                  config.kubernetes.io/function: 'container: {image: x}'\n",
-                2,
+                3,
                 "functions are refused",
             ),
         ] {
@@ -447,14 +447,14 @@ validators: [t]
     proptest! {
         #[test]
         fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse(&bytes);
+            drop(parse(&bytes));
         }
 
         #[test]
         fn never_panics_on_near_kustomizations(
             field in prop::sample::select(PATHS.to_vec()), text in "[a-c:{}\\[\\]|\n \"'-]{0,40}",
         ) {
-            let _ = parse(format!("{field}: {text}").as_bytes());
+            drop(parse(format!("{field}: {text}").as_bytes()));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The walk over one tree that finds closures, each directory once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -35,7 +35,7 @@ pub struct Closures<'t> {
     known: ClosureCache,
     met: ClosureCache,
     directories: HashMap<RepoPath, Result<Arc<Files>, ClosureError>>,
-    closures: HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>,
+    found: HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>,
 }
 
 impl std::fmt::Debug for Closures<'_> {
@@ -48,6 +48,14 @@ impl std::fmt::Debug for Closures<'_> {
 
 /// The files of a directory's closure, and their sizes.
 type Files = BTreeMap<RepoPath, (TreeEntry, u64)>;
+
+/// What the walk of one directory found so far.
+#[derive(Default)]
+struct Found {
+    files: Files,
+    /// What needs no second look, however often it is named.
+    followed: HashSet<(RepoPath, ReferenceKind)>,
+}
 
 impl<'t> Closures<'t> {
     /// Over `tree`, for the renderer with this [identity](crate::render::Render::identity).
@@ -63,7 +71,7 @@ impl<'t> Closures<'t> {
             known: cache,
             met: ClosureCache::default(),
             directories: HashMap::new(),
-            closures: HashMap::new(),
+            found: HashMap::new(),
         }
     }
 
@@ -77,11 +85,11 @@ impl<'t> Closures<'t> {
     /// # Errors
     /// [`ClosureError::Refused`] where the repo's content is at fault.
     pub fn closure(&mut self, path: &RepoPath) -> Result<Arc<Closure>, ClosureError> {
-        if let Some(closure) = self.closures.get(path) {
+        if let Some(closure) = self.found.get(path) {
             return closure.clone();
         }
         let closure = self.find(path);
-        self.closures.insert(path.clone(), closure.clone());
+        self.found.insert(path.clone(), closure.clone());
         closure
     }
 
@@ -147,12 +155,13 @@ impl<'t> Closures<'t> {
     fn walk(&mut self, dir: &RepoPath, chain: &mut Vec<RepoPath>) -> Result<Files, ClosureError> {
         let file = self.kustomization(dir)?;
         let resolved = self.resolve(&file, None, &file)?;
-        let mut files = Files::new();
-        self.add(&mut files, &file, None, &resolved)?;
+        let mut found = Found::default();
+        self.add(&mut found.files, &file, None, &resolved)?;
         for reference in self.references(&file, resolved.entry.id)? {
-            self.follow(dir, &file, &reference, &mut files, chain)?;
+            self.follow(dir, &file, &reference, &mut found, chain)?;
         }
-        Ok(files)
+        bound(&found.files, &file)?;
+        Ok(found.files)
     }
 
     /// The one kustomization file of `dir`.
@@ -192,13 +201,13 @@ impl<'t> Closures<'t> {
         }
     }
 
-    /// Adds to `files` what `reference`, which stands in `file`, leads to from `dir`.
+    /// Adds to `found` what `reference`, which stands in `file`, leads to from `dir`.
     fn follow(
         &mut self,
         dir: &RepoPath,
         file: &RepoPath,
         reference: &Reference,
-        files: &mut Files,
+        found: &mut Found,
         chain: &mut Vec<RepoPath>,
     ) -> Result<(), ClosureError> {
         let refused = |message: String| Problem::at_line(file, reference.line, message);
@@ -212,18 +221,25 @@ impl<'t> Closures<'t> {
         let path = dir
             .resolve(&reference.path)
             .map_err(|error| refused(error.to_string()))?;
-        let resolved = match self.resolve(file, Some(reference.line), &path) {
-            Err(ClosureError::Refused(problem)) if problem.message.ends_with("does not exist") => {
-                let message = if kustomization::looks_remote(&reference.path) {
-                    format!("the remote base `{shown}` is refused; commit a copy of it")
-                } else {
-                    format!("`{shown}` does not exist")
-                };
+        let resolved = match resolve(self.tree, &path) {
+            Ok(resolved) => resolved,
+            Err(ResolveError::Tree(error)) => return Err(error.into()),
+            Err(ResolveError::NotFound(_)) if kustomization::looks_remote(&reference.path) => {
+                let message = format!("the remote base `{shown}` is refused; commit a copy of it");
                 return Err(refused(message).into());
             }
-            other => other?,
+            Err(ResolveError::NotFound(_)) => {
+                return Err(refused(format!("`{shown}` does not exist")).into());
+            }
+            Err(error) => return Err(refused(error.to_string()).into()),
         };
-        self.add(files, file, Some(reference.line), &resolved)?;
+        self.add(&mut found.files, file, Some(reference.line), &resolved)?;
+        if !found
+            .followed
+            .insert((resolved.path.clone(), reference.kind))
+        {
+            return Ok(());
+        }
         match (resolved.entry.kind, reference.kind) {
             (EntryKind::Directory, ReferenceKind::File) => {
                 Err(refused(format!("`{shown}` is a directory, but a file is needed")).into())
@@ -232,14 +248,15 @@ impl<'t> Closures<'t> {
                 let below = self.directory(&resolved.path, chain)?;
                 if kind == ReferenceKind::Plugin {
                     for (path, (entry, _size)) in below.iter() {
-                        self.plugin(dir, path, *entry, files, chain)?;
+                        self.plugin(dir, path, *entry, found, chain)?;
                     }
                 }
-                files.extend(below.iter().map(|(path, found)| (path.clone(), *found)));
-                self.bound(files, file, Some(reference.line))
+                let below = below.iter().map(|(path, file)| (path.clone(), *file));
+                found.files.extend(below);
+                bound(&found.files, file)
             }
             (_, ReferenceKind::Plugin) => {
-                self.plugin(dir, &resolved.path, resolved.entry, files, chain)
+                self.plugin(dir, &resolved.path, resolved.entry, found, chain)
             }
             (_, ReferenceKind::File | ReferenceKind::Resource) => Ok(()),
         }
@@ -251,7 +268,7 @@ impl<'t> Closures<'t> {
         dir: &RepoPath,
         path: &RepoPath,
         entry: TreeEntry,
-        files: &mut Files,
+        found: &mut Found,
         chain: &mut Vec<RepoPath>,
     ) -> Result<(), ClosureError> {
         let is_kustomization = path
@@ -264,7 +281,7 @@ impl<'t> Closures<'t> {
         let bytes = self.tree.blob(entry.id)?;
         for document in kustomization::plugin_documents(&bytes).map_err(|error| refused(&error))? {
             for reference in kustomization::plugin(&document).map_err(|error| refused(&error))? {
-                self.follow(dir, path, &reference, files, chain)?;
+                self.follow(dir, path, &reference, found, chain)?;
             }
         }
         Ok(())
@@ -315,17 +332,14 @@ impl<'t> Closures<'t> {
         }
         Ok(())
     }
+}
 
-    fn bound(&self, files: &Files, file: &RepoPath, line: Option<u32>) -> Result<(), ClosureError> {
-        let total: u64 = files.values().map(|(_entry, size)| size).sum();
-        if files.len() <= MAX_FILES && total <= MAX_TOTAL {
-            return Ok(());
-        }
-        let message = format!("the build would read more than {MAX_FILES} files or 64 MiB");
-        Err(Problem {
-            line,
-            ..Problem::at(file, message)
-        }
-        .into())
+/// Refuses a closure that has grown too large.
+fn bound(files: &Files, file: &RepoPath) -> Result<(), ClosureError> {
+    let total: u64 = files.values().map(|(_entry, size)| size).sum();
+    if files.len() <= MAX_FILES && total <= MAX_TOTAL {
+        return Ok(());
     }
+    let message = format!("the build would read more than {MAX_FILES} files or 64 MiB");
+    Err(Problem::at(file, message).into())
 }

@@ -75,11 +75,14 @@ pub(super) fn expect_kind(root: &Fields<'_>, kind: &str) -> Result<(), YamlError
 
 fn unknown(name: &str, what: &str, known: &[&str]) -> String {
     let shown = name.escape_debug();
-    let mut message = format!("unknown field `{shown}` in `{what}`");
-    if let Some(meant) = closest(name, known) {
-        message += &format!("; did you mean `{meant}`?");
-    }
-    message + " Known fields: " + &known.join(", ")
+    let meant = closest(name, known).map_or_else(
+        || ".".to_owned(),
+        |meant| format!("; did you mean `{meant}`?"),
+    );
+    format!(
+        "unknown field `{shown}` in `{what}`{meant} Known fields: {}",
+        known.join(", ")
+    )
 }
 
 /// The known word nearest to `name`, if it is near.

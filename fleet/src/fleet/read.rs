@@ -301,13 +301,12 @@ impl Reading<'_> {
                 return Ok(Err(error.to_string()));
             }
         };
-        let refused = match self.overlays.get(&path) {
-            Some(refused) => refused.clone(),
-            None => {
-                let refused = not_an_overlay(self.tree, &path)?;
-                self.overlays.insert(path.clone(), refused.clone());
-                refused
-            }
+        let refused = if let Some(refused) = self.overlays.get(&path) {
+            refused.clone()
+        } else {
+            let refused = not_an_overlay(self.tree, &path)?;
+            self.overlays.insert(path.clone(), refused.clone());
+            refused
         };
         Ok(refused.map_or(Ok(path), Err))
     }

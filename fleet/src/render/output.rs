@@ -85,6 +85,13 @@ fn flatten(value: Value, line: u32, objects: &mut Vec<Object>) -> Result<(), Out
             Ok(())
         }
         value => {
+            if value
+                .pointer("/metadata/namespace")
+                .is_some_and(|namespace| !namespace.is_string())
+            {
+                let message = "`metadata.namespace` is no text; write it in quotes".to_owned();
+                return Err(OutputError::Yaml { line, message });
+            }
             let object = Object::from_value(&value)
                 .map_err(|source| OutputError::Object { line, source })?;
             objects.push(object);
@@ -266,4 +273,106 @@ fn is_timestamp(text: &str) -> bool {
         })
     };
     is_number(date.next(), &[4]) && is_number(date.next(), &[1, 2]) && date.next().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn one(yaml: &str) -> Value {
+        let object = format!("apiVersion: v1\nkind: T\nmetadata: {{name: x}}\nv: {yaml}\n");
+        objects(object.as_bytes()).unwrap()[0].value()["v"].clone()
+    }
+
+    #[test]
+    fn scalars_are_what_kubectl_makes_of_them() {
+        // What kubectl 1.32 prints for these.
+        for (yaml, expected) in [
+            (
+                "[yes, No, on, OFF, y, n, TRUE]",
+                json!([true, false, true, false, true, false, true]),
+            ),
+            (
+                "[~, null, NULL, '', \"null\"]",
+                json!([null, null, null, "", "null"]),
+            ),
+            ("[\"yes\", 'no', \"0644\"]", json!(["yes", "no", "0644"])),
+            (
+                "[0644, 0x1F, 0o17, 0b11, -0b11, 1_000]",
+                json!([420, 31, 15, 3, -3, 1000]),
+            ),
+            (
+                "[08, 1e3, 1.50, .5, 5., -.5, +5, 1_0.5]",
+                json!([8, 1000, 1.5, 0.5, 5, -0.5, 5, 10.5]),
+            ),
+            (
+                "[2001-01-01, 1:30, 1.2.3, 0x, 1e, ., _1]",
+                json!(["2001-01-01", "1:30", "1.2.3", "0x", "1e", ".", "_1"]),
+            ),
+            (
+                "[9223372036854775807, -9223372036854775808]",
+                json!([i64::MAX, i64::MIN]),
+            ),
+            ("[1e21, 1e-7, 0.1e400]", json!([1e21, 1e-7, "0.1e400"])),
+            (
+                "[!!str 5, ! 5, !foo 5, !!int \"5\", !!bool \"yes\", !!binary aGk=]",
+                json!(["5", "5", "5", 5, true, "hi"]),
+            ),
+            (
+                "{1: a, yes: b, 0x10: c, 1.5: d}",
+                json!({"1": "a", "true": "b", "16": "c", "1.5": "d"}),
+            ),
+        ] {
+            assert_eq!(one(yaml), expected, "{yaml}");
+        }
+    }
+
+    #[test]
+    fn lists_are_flattened() {
+        let text = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: A, metadata: {name: x}}\n\
+                    - {apiVersion: v1, kind: B, metadata: {name: x}}\n---\n# nothing\n---\n\
+                    {apiVersion: v1, kind: C, metadata: {name: x}}\n";
+        let keys: Vec<String> = objects(text.as_bytes())
+            .unwrap()
+            .iter()
+            .map(|object| object.key().to_string())
+            .collect();
+        assert_eq!(keys, ["v1/A/x", "v1/B/x", "v1/C/x"]);
+        assert!(objects(b"").unwrap().is_empty());
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        let object = "{apiVersion: v1, kind: A, metadata: {name: x, namespace: shop}}";
+        let twice = objects(format!("{object}\n---\n{object}\n").as_bytes()).unwrap_err();
+        assert_eq!(twice.to_string(), "v1/A/shop/x appears twice");
+        for (text, message) in [
+            ("a: .inf", "JSON cannot hold"),
+            ("{~: 3}", "member's name"),
+            ("a: 1", "is no object"),
+            (
+                "{apiVersion: v1, kind: A, metadata: {name: x, namespace: n}}",
+                "write it in quotes",
+            ),
+            ("a: [", "not valid YAML"),
+        ] {
+            let error = objects(text.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains(message), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            drop(objects(&bytes));
+        }
+
+        #[test]
+        fn never_panics_on_scalars(text in "[-+0-9a-fxXoObBeE_.:]{0,24}") {
+            drop(resolve_plain(&text));
+        }
+    }
 }

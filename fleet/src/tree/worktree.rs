@@ -124,6 +124,16 @@ impl WorkTree {
         Ok(Some(TreeEntry { kind: entry, id }))
     }
 
+    fn is_directory(&self, path: &RepoPath) -> Result<bool, TreeError> {
+        Ok(matches!(
+            self.entry(path)?,
+            Some(TreeEntry {
+                kind: EntryKind::Directory,
+                ..
+            })
+        ))
+    }
+
     fn content(&self, id: ContentId) -> Result<(PathBuf, u64), TreeError> {
         let found = self.seen().contents.get(&id).cloned();
         found.ok_or_else(|| {
@@ -140,9 +150,7 @@ impl Tree for WorkTree {
         // `lstat` follows symlinks in all but the last component, and a tree must not.
         if let Some(parent) = path.parent()
             && !parent.is_root()
-            && !self
-                .entry(&parent)?
-                .is_some_and(|entry| entry.kind == EntryKind::Directory)
+            && !self.is_directory(&parent)?
         {
             return Ok(None);
         }
@@ -155,11 +163,7 @@ impl Tree for WorkTree {
     }
 
     fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
-        if !dir.is_root()
-            && !self
-                .entry(dir)?
-                .is_some_and(|entry| entry.kind == EntryKind::Directory)
-        {
+        if !dir.is_root() && !self.is_directory(dir)? {
             return Ok(Vec::new());
         }
         let on_disk = self.on_disk(dir);
