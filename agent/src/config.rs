@@ -1,0 +1,217 @@
+//! The settings: flags over environment variables over one TOML file over defaults, resolved once.
+//!
+//! The keys of the file are the flags without their dashes in front; the variables are the flags in capitals
+//! behind `LONGSHORE_AGENT_`. Once the device is enrolled only `--state-dir` and the runtime's settings count;
+//! where it belongs is then in the state directory.
+
+mod resolve;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use longshore_protocol::{DeviceName, Digest};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::Targets;
+use url::Url;
+
+use crate::{logs::Format, tls::Trust};
+
+pub use resolve::ConfigError;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  stopped on request, or the device was decommissioned
+  1  something failed that the other codes do not name
+  2  the settings are wrong or incomplete
+  3  the controller does not know the provisioning token
+  4  the device was rejected or decommissioned while it waited for approval
+  5  the controller refuses to enroll the device as it asks: its name is taken, say
+  6  the server is not the one whose --ca-fingerprint was given
+  7  the state directory cannot be used, or another agent runs on it";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "longshore-agent", version, after_help = EXIT_CODES)]
+#[command(
+    about = "Runs what the fleet repo says this device should run, with or without a network."
+)]
+#[command(
+    long_about = "Runs what the fleet repo says this device should run, with or without a network.\n\n\
+    The first start needs --server, --ca-fingerprint and a token, all of which `longshore tokens create` \
+    prints as one command. Every later start needs none of them."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    given: Given,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum Command {
+    /// Print the resolved settings as TOML, without secrets, and exit.
+    Config,
+}
+
+/// What one source says. The file has the same shape as the command line.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct Given {
+    /// The TOML file with settings [default: /etc/longshore/agent.toml, where it exists].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_CONFIG",
+        value_name = "FILE"
+    )]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Where to enroll: the controller's public address, `https://host:port`.
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_SERVER",
+        value_name = "URL"
+    )]
+    server: Option<Url>,
+    /// The SHA-256 digest of the controller's root certificate in DER form, `sha256:<hex>`.
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_CA_FINGERPRINT",
+        value_name = "DIGEST"
+    )]
+    ca_fingerprint: Option<Digest>,
+    /// The controller's root certificates in PEM, instead of a fingerprint.
+    #[arg(long, global = true, env = "LONGSHORE_AGENT_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The provisioning token. Other users of the machine can see arguments: prefer --token-file.
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    token: Option<SecretString>,
+    /// A file with the provisioning token.
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_TOKEN_FILE",
+        value_name = "FILE"
+    )]
+    token_file: Option<PathBuf>,
+    /// The name to ask for [default: the host's name].
+    #[arg(long, global = true, env = "LONGSHORE_AGENT_NAME", value_name = "NAME")]
+    name: Option<DeviceName>,
+    /// Where the agent keeps its identity and its ledger [default: /var/lib/longshore-agent].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_STATE_DIR",
+        value_name = "DIR"
+    )]
+    state_dir: Option<PathBuf>,
+    /// What to apply manifests to [default: directory].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_RUNTIME",
+        value_name = "RUNTIME"
+    )]
+    runtime: Option<RuntimeKind>,
+    /// The directory of the directory runtime, such as /etc/microshift/manifests.d/longshore
+    /// [default: `manifests` in the state directory].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_DIRECTORY",
+        value_name = "DIR"
+    )]
+    directory: Option<PathBuf>,
+    /// How log lines look [default: auto, text on a terminal and JSON otherwise].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_LOG_FORMAT",
+        value_name = "FORMAT"
+    )]
+    log_format: Option<Format>,
+    /// What to log: a level, or levels by module such as `info,longshore_agent::link=debug` [default: info].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_LOG",
+        value_name = "FILTER"
+    )]
+    log: Option<String>,
+}
+
+/// The runtimes there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RuntimeKind {
+    /// A directory of manifests with a kustomization.yaml.
+    #[default]
+    Directory,
+}
+
+/// What the process is to do.
+#[derive(Debug)]
+pub enum Task {
+    /// Print these settings, which are TOML.
+    Print(String),
+    /// Run with these settings.
+    Run(Box<Settings>),
+}
+
+/// The resolved settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where identity and ledger are.
+    pub state_dir: PathBuf,
+    /// What to apply to.
+    pub runtime: RuntimeSettings,
+    /// Where to enroll.
+    pub server: Option<Url>,
+    /// How to know that server.
+    pub trust: Option<Trust>,
+    /// What to enroll with.
+    pub token: Option<TokenSource>,
+    /// Under which name.
+    pub name: Option<DeviceName>,
+    /// What to log.
+    pub log: Targets,
+    /// And how.
+    pub log_format: Format,
+}
+
+/// A runtime with its settings.
+#[derive(Clone, Debug)]
+pub enum RuntimeSettings {
+    /// Write manifests to this directory.
+    Directory(PathBuf),
+}
+
+/// Where the provisioning token comes from. The file is read only when the token is needed, so that it may
+/// be gone once the device is enrolled.
+#[derive(Clone, Debug)]
+pub enum TokenSource {
+    /// From a flag, a variable or the settings' file.
+    Inline(SecretString),
+    /// From a file of its own.
+    File(PathBuf),
+}
+
+impl Cli {
+    /// Reads the file and resolves.
+    pub fn resolve(self) -> Result<Task, ConfigError> {
+        let resolved = resolve::resolve(self.given)?;
+        Ok(match self.command {
+            Some(Command::Config) => Task::Print(resolved.shown),
+            None => Task::Run(Box::new(resolved.settings)),
+        })
+    }
+}

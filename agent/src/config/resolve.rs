@@ -1,0 +1,266 @@
+//! Many sources into one struct.
+
+use std::path::{Path, PathBuf};
+
+use longshore_protocol::{DeviceName, Digest};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+use tracing_subscriber::filter::Targets;
+use url::Url;
+
+use super::{Given, RuntimeKind, RuntimeSettings, Settings, TokenSource};
+use crate::{facts, logs::Format, tls::Trust};
+
+const DEFAULT_FILE: &str = "/etc/longshore/agent.toml";
+const DEFAULT_STATE_DIR: &str = "/var/lib/longshore-agent";
+
+/// What is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("cannot read {0}")]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The TOML is wrong.
+    #[error("{0}: {1}")]
+    Toml(PathBuf, Box<toml::de::Error>),
+    /// The server's address is not one.
+    #[error(
+        "--server must be https://host[:port], not `{0}`: a device tells its token to nobody whom it cannot verify"
+    )]
+    Server(Url),
+    /// Two settings say the same thing.
+    #[error("give either {0} or {1}, not both")]
+    Both(&'static str, &'static str),
+    /// The filter does not parse.
+    #[error("--log `{0}` is no filter: give a level, or `level,module=level,…`")]
+    Log(String),
+    /// A token file without a token.
+    #[error("{0} holds no token")]
+    EmptyToken(PathBuf),
+    /// What the first start needs is missing.
+    #[error(
+        "this device is not enrolled yet: {0} is needed. `longshore tokens create` prints the whole command"
+    )]
+    Missing(&'static str),
+}
+
+pub(super) struct Resolved {
+    pub(super) settings: Settings,
+    pub(super) shown: String,
+}
+
+/// What `config` prints: the keys of the file.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Shown<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<&'a Url>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca_fingerprint: Option<Digest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_file: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a DeviceName>,
+    state_dir: &'a Path,
+    runtime: RuntimeKind,
+    directory: &'a Path,
+    log: &'a str,
+    log_format: Format,
+}
+
+pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
+    let below = file(given.config.as_deref())?;
+    let given = given.over(below);
+    let trust = match (given.ca_fingerprint, &given.ca) {
+        (Some(_), Some(_)) => return Err(ConfigError::Both("--ca-fingerprint", "--ca")),
+        (Some(pin), None) => Some(Trust::Fingerprint(pin)),
+        (None, Some(path)) => Some(Trust::Bundle(read(path)?)),
+        (None, None) => None,
+    };
+    let token = match (&given.token, &given.token_file) {
+        (Some(_), Some(_)) => return Err(ConfigError::Both("--token", "--token-file")),
+        (Some(token), None) => Some(TokenSource::Inline(token.clone())),
+        (None, Some(path)) => Some(TokenSource::File(path.clone())),
+        (None, None) => None,
+    };
+    if let Some(server) = given.server.as_ref().filter(|url| url.scheme() != "https") {
+        return Err(ConfigError::Server(server.clone()));
+    }
+    let log = given.log.as_deref().unwrap_or("info");
+    let targets: Targets = log
+        .parse()
+        .map_err(|_invalid| ConfigError::Log(log.to_owned()))?;
+    let state_dir = given
+        .state_dir
+        .clone()
+        .unwrap_or_else(|| DEFAULT_STATE_DIR.into());
+    let directory = given
+        .directory
+        .clone()
+        .unwrap_or_else(|| state_dir.join("manifests"));
+    let log_format = given.log_format.unwrap_or_default();
+    let name = given.name.clone().or_else(facts::host_name);
+    let runtime = given.runtime.unwrap_or_default();
+    let shown = Shown {
+        server: given.server.as_ref(),
+        ca_fingerprint: given.ca_fingerprint,
+        ca: given.ca.as_deref(),
+        token: given.token.as_ref().map(|_| "(redacted)"),
+        token_file: given.token_file.as_deref(),
+        name: name.as_ref(),
+        state_dir: &state_dir,
+        runtime,
+        directory: &directory,
+        log,
+        log_format,
+    };
+    // Paths that are not UTF-8 are the one thing that TOML cannot say.
+    let shown = toml::to_string(&shown).unwrap_or_else(|error| format!("# {error}\n"));
+    let settings = Settings {
+        state_dir,
+        runtime: match runtime {
+            RuntimeKind::Directory => RuntimeSettings::Directory(directory),
+        },
+        server: given.server,
+        trust,
+        token,
+        name,
+        log: targets,
+        log_format,
+    };
+    Ok(Resolved { settings, shown })
+}
+
+impl Given {
+    /// What this source says, and `below` where it says nothing.
+    fn over(self, below: Self) -> Self {
+        // Two ways to say one thing: who says it in one way is not asked about the other.
+        let trusts = self.ca.is_some() || self.ca_fingerprint.is_some();
+        let has_token = self.token.is_some() || self.token_file.is_some();
+        Self {
+            config: self.config,
+            server: self.server.or(below.server),
+            ca_fingerprint: self
+                .ca_fingerprint
+                .or(below.ca_fingerprint.filter(|_| !trusts)),
+            ca: self.ca.or(below.ca.filter(|_| !trusts)),
+            token: self.token.or(below.token.filter(|_| !has_token)),
+            token_file: self.token_file.or(below.token_file.filter(|_| !has_token)),
+            name: self.name.or(below.name),
+            state_dir: self.state_dir.or(below.state_dir),
+            runtime: self.runtime.or(below.runtime),
+            directory: self.directory.or(below.directory),
+            log_format: self.log_format.or(below.log_format),
+            log: self.log.or(below.log),
+        }
+    }
+}
+
+impl TokenSource {
+    /// The token.
+    pub fn read(&self) -> Result<SecretString, ConfigError> {
+        match self {
+            Self::Inline(token) => Ok(token.expose_secret().trim().into()),
+            Self::File(path) => {
+                let token = SecretString::from(read(path)?);
+                let trimmed = token.expose_secret().trim();
+                if trimmed.is_empty() {
+                    return Err(ConfigError::EmptyToken(path.clone()));
+                }
+                Ok(trimmed.into())
+            }
+        }
+    }
+}
+
+fn file(named: Option<&Path>) -> Result<Given, ConfigError> {
+    let path = named.unwrap_or_else(|| Path::new(DEFAULT_FILE));
+    if named.is_none() && !path.exists() {
+        return Ok(Given::default());
+    }
+    let text = read(path)?;
+    toml::from_str(&text).map_err(|error| ConfigError::Toml(path.to_owned(), Box::new(error)))
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| ConfigError::Read(path.to_owned(), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::*;
+    use crate::config::{Cli, Task};
+
+    const PIN: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn parse(args: &[&str]) -> Result<Task, ConfigError> {
+        Cli::parse_from(["longshore-agent"].iter().chain(args)).resolve()
+    }
+
+    fn settings(args: &[&str]) -> Settings {
+        match parse(args).unwrap() {
+            Task::Run(settings) => *settings,
+            Task::Print(shown) => panic!("{shown}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.contains("Exit codes:"), "{help}");
+    }
+
+    #[test]
+    fn flags_stand_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("agent.toml");
+        std::fs::write(
+            &file,
+            format!("server = 'https://a:1'\nca-fingerprint = '{PIN}'\ntoken = 'secret'\nname = 'file'\n"),
+        )
+        .unwrap();
+        let file = file.to_str().unwrap();
+        let all = settings(&["--config", file, "--name", "flag", "--state-dir", "/s"]);
+        assert_eq!(all.name.unwrap().as_str(), "flag");
+        assert_eq!(all.server.unwrap().as_str(), "https://a:1/");
+        let RuntimeSettings::Directory(directory) = all.runtime;
+        assert_eq!(directory, Path::new("/s/manifests"));
+        let both = settings(&["--config", file, "--token-file", "/t"]);
+        assert!(matches!(both.token, Some(TokenSource::File(_))));
+        let Task::Print(shown) = parse(&["config", "--config", file]).unwrap() else {
+            panic!()
+        };
+        assert!(
+            !shown.contains("secret") && shown.contains("(redacted)"),
+            "{shown}"
+        );
+        toml::from_str::<Given>(&shown).unwrap();
+    }
+
+    #[test]
+    fn wrong_settings_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("agent.toml");
+        std::fs::write(&file, "sever = 'x'").unwrap();
+        let cases: [(&[&str], &str); 4] = [
+            (&["--server", "http://a"], "--server must be https"),
+            (&["--token", "a", "--token-file", "b"], "not both"),
+            (&["--log", "a=b=c"], "is no filter"),
+            (
+                &["--config", file.to_str().unwrap()],
+                "unknown field `sever`",
+            ),
+        ];
+        for (args, expected) in cases {
+            let error = parse(args).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! What the agent is: its key, its certificate and where it belongs, in a state directory of its own.
+//!
+//! ```text
+//! <state-dir>/                 0700, owned by the agent's user
+//!   lock                       held while an agent runs: one state directory, one agent
+//!   enrollment.json     0600   while enrolling: the key, and the device id and token once given
+//!   identity.json       0600   once enrolled: key, certificate chain, CA bundle, edge URL, device id and token
+//!   decommissioned.json 0600   after a decommission: when and why
+//!   ledger.<generation> 0600   see [`crate::ledger`]
+//! ```
+//!
+//! The key and its certificate stand in one file, so that a renewal switches both or neither. The provisioning
+//! token is never written; a decommission keeps its digest, so that the same token does not bring a device
+//! back unasked.
+
+pub mod certificate;
+pub mod key;
+mod record;
+
+use std::{os::fd::OwnedFd, path::Path};
+
+use longshore_protocol::{DeviceId, DeviceName, Digest};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use url::Url;
+
+use crate::files::{FileError, Folder, Found};
+
+pub use certificate::{CertificateError, Chain};
+pub use key::DeviceKey;
+
+const LOCK: &str = "lock";
+const ENROLLMENT: &str = "enrollment.json";
+const IDENTITY: &str = "identity.json";
+const DECOMMISSIONED: &str = "decommissioned.json";
+const MOST_BYTES: u64 = 1024 * 1024;
+
+/// An enrolled device.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The id that the controller gave.
+    pub device_id: DeviceId,
+    /// The name in the fleet.
+    pub name: DeviceName,
+    /// The second secret of the edge endpoint, beside the certificate.
+    pub device_token: SecretString,
+    /// The private key in PEM.
+    pub key: SecretString,
+    /// The certificate and its intermediates in PEM, leaf first.
+    pub chain: String,
+    /// The roots of the edge endpoint's certificate, in PEM.
+    pub ca_bundle: String,
+    /// Where to connect.
+    pub edge_url: Url,
+    /// Where it enrolled.
+    pub server: Url,
+    /// The digest of the provisioning token that it enrolled with.
+    pub token: Digest,
+}
+
+/// A device that asked to enrol, or is about to.
+#[derive(Clone, Debug)]
+pub struct Enrollment {
+    /// The name that it asks for.
+    pub name: DeviceName,
+    /// The private key in PEM.
+    pub key: SecretString,
+    /// What the controller gave with its first answer.
+    pub registered: Option<(DeviceId, SecretString)>,
+}
+
+/// What is kept of a device that is no longer part of its fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decommissioned {
+    /// The id that it had.
+    pub device_id: Option<DeviceId>,
+    /// Why, in the controller's words.
+    pub reason: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub at: u64,
+    /// The digest of the provisioning token that it had enrolled with.
+    pub token: Digest,
+}
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The directory belongs to somebody else.
+    #[error(
+        "{path} belongs to user {owner}, not to user {ours} who runs the agent: change its owner, or name another --state-dir"
+    )]
+    Owner {
+        /// The directory.
+        path: String,
+        /// Its owner.
+        owner: u32,
+        /// The agent's user.
+        ours: u32,
+    },
+    /// Another agent runs on it.
+    #[error(
+        "another longshore-agent runs on {0}: stop it, or give this one a --state-dir of its own"
+    )]
+    Locked(String),
+    /// A file is there and makes no sense.
+    #[error("{path} is damaged ({why}): restore it, or remove it to enroll anew")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The state directory, locked.
+#[derive(Debug)]
+pub struct StateDir {
+    folder: Folder,
+    _lock: OwnedFd,
+}
+
+impl StateDir {
+    /// Opens, makes, protects and locks it.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let folder = Folder::create(path)?;
+        let (owner, mode) = folder.owner_and_mode()?;
+        let ours = rustix::process::geteuid().as_raw();
+        if owner != ours {
+            return Err(StateError::Owner {
+                path: path.display().to_string(),
+                owner,
+                ours,
+            });
+        }
+        if mode & 0o077 != 0 {
+            tracing::warn!(path = %path.display(), mode = format!("{mode:o}"), "the state directory was open to others; now it is not");
+            folder.close_to_others()?;
+        }
+        let lock = folder
+            .lock(LOCK)?
+            .ok_or_else(|| StateError::Locked(path.display().to_string()))?;
+        Ok(Self {
+            folder,
+            _lock: lock,
+        })
+    }
+
+    /// The same directory once more, for the ledger.
+    pub fn folder(&self) -> Result<Folder, FileError> {
+        Folder::open(self.folder.path())
+    }
+
+    /// The identity, where the device is enrolled.
+    pub fn identity(&self) -> Result<Option<Identity>, StateError> {
+        let Some(record) = self.read::<record::Identity>(IDENTITY)? else {
+            return Ok(None);
+        };
+        let identity = Identity::from(record);
+        Chain::verify(&identity.chain, &identity.ca_bundle, None)
+            .and_then(|chain| chain.belongs_to(&DeviceKey::from_pem(&identity.key)?))
+            .map_err(|why| self.damaged(IDENTITY, &why))?;
+        Ok(Some(identity))
+    }
+
+    /// Keeps the identity, in place of the one before, and ends an enrolment.
+    pub fn keep_identity(&self, identity: &Identity) -> Result<(), StateError> {
+        self.write(IDENTITY, &record::Identity::from(identity))?;
+        self.folder.remove(ENROLLMENT)?;
+        self.folder.remove(DECOMMISSIONED)?;
+        Ok(self.folder.sync()?)
+    }
+
+    /// The enrolment that is under way.
+    pub fn enrollment(&self) -> Result<Option<Enrollment>, StateError> {
+        let Some(record) = self.read::<record::Enrollment>(ENROLLMENT)? else {
+            return Ok(None);
+        };
+        let enrollment = Enrollment::from(record);
+        DeviceKey::from_pem(&enrollment.key).map_err(|why| self.damaged(ENROLLMENT, &why))?;
+        Ok(Some(enrollment))
+    }
+
+    /// Keeps the enrolment, so that a restart goes on with the same key.
+    pub fn keep_enrollment(&self, enrollment: &Enrollment) -> Result<(), StateError> {
+        Ok(self.write(ENROLLMENT, &record::Enrollment::from(enrollment))?)
+    }
+
+    /// The note of a decommission.
+    pub fn decommissioned(&self) -> Result<Option<Decommissioned>, StateError> {
+        self.read(DECOMMISSIONED)
+    }
+
+    /// Notes a decommission, before anything is removed: whoever starts next goes on with it.
+    pub fn note_decommission(&self, note: &Decommissioned) -> Result<(), StateError> {
+        Ok(self.write(DECOMMISSIONED, note)?)
+    }
+
+    /// Forgets key, certificate and tokens. The note of the decommission stays.
+    pub fn forget(&self) -> Result<(), StateError> {
+        self.folder.remove(ENROLLMENT)?;
+        self.folder.remove(IDENTITY)?;
+        Ok(self.folder.sync()?)
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
+        match self.folder.read(name, MOST_BYTES)? {
+            Found::Nothing => Ok(None),
+            Found::Other => Err(self.damaged(name, &"it is no readable file")),
+            Found::File { content, .. } => serde_json::from_slice(&content)
+                .map(Some)
+                .map_err(|error| self.damaged(name, &error)),
+        }
+    }
+
+    fn write<T: Serialize>(&self, name: &str, record: &T) -> Result<(), FileError> {
+        // Structs of strings and numbers always serialize.
+        let mut content = serde_json::to_vec_pretty(record).unwrap_or_default();
+        content.push(b'\n');
+        self.folder.write(name, &content)?;
+        self.folder.sync()
+    }
+
+    fn damaged(&self, name: &str, why: &dyn std::fmt::Display) -> StateError {
+        let path = self.folder.path().join(name).display().to_string();
+        StateError::Damaged {
+            path,
+            why: why.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_state_directory_is_for_one_agent_and_one_user() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let mode = std::fs::metadata(dir.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700);
+        assert!(matches!(
+            StateDir::open(dir.path()),
+            Err(StateError::Locked(_))
+        ));
+        drop(state);
+        StateDir::open(dir.path()).unwrap();
+        // Tests run as root where they can, and only root can give a directory away.
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(12345), None).unwrap();
+            let error = StateDir::open(dir.path()).unwrap_err();
+            assert!(
+                error.to_string().contains("belongs to user 12345"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_enrollment_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        assert!(state.enrollment().unwrap().is_none());
+        let key = DeviceKey::generate().unwrap();
+        let enrollment = Enrollment {
+            name: "till".parse().unwrap(),
+            key: key.pem(),
+            registered: Some((DeviceId::from_random([1; 16]), "secret".into())),
+        };
+        state.keep_enrollment(&enrollment).unwrap();
+        drop(state);
+        let state = StateDir::open(dir.path()).unwrap();
+        let again = state.enrollment().unwrap().unwrap();
+        assert_eq!(
+            DeviceKey::from_pem(&again.key).unwrap().fingerprint(),
+            key.fingerprint()
+        );
+        assert!(!format!("{again:?}").contains("secret"));
+        let mode = std::fs::metadata(dir.path().join(ENROLLMENT))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        std::fs::write(dir.path().join(ENROLLMENT), "{").unwrap();
+        assert!(matches!(
+            state.enrollment(),
+            Err(StateError::Damaged { .. })
+        ));
+    }
+}

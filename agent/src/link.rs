@@ -1,0 +1,197 @@
+//! The agent's connection to the controller, for as long as the agent runs.
+//!
+//! ```text
+//! dial ──▶ Welcome ──▶ serve: messages, pings, reports, renewal ──▶ the link ends ──▶ wait ──▶ dial …
+//! ```
+//!
+//! One [`DeviceSession`] lives across all connections; this module carries out its effects, in order, and the
+//! ledger is durable before the next effect is looked at. Waits are exponential with full jitter, from one
+//! second to one minute, and start again once a connection has proved stable; what the controller asks for in
+//! `Reconnect` or `Retry-After` is a lower bound. Credentials that are refused are tried again slowly: only a
+//! verified server that says `decommissioned` ends the device's membership.
+
+mod dial;
+mod renewal;
+mod serve;
+
+use std::{sync::Arc, time::Duration};
+
+use longshore_protocol::{
+    api::Facts,
+    session::{DeviceSession, Holding},
+};
+use rand::{SeedableRng as _, rngs::StdRng};
+use tokio::{sync::watch, time};
+use tokio_util::sync::CancellationToken;
+
+use self::{dial::DialError, renewal::Renewal};
+use crate::{
+    backoff::Backoff,
+    causes,
+    clock::Wall,
+    identity::{CertificateError, Identity, StateDir, StateError},
+    ledger::Ledger,
+    report::Reporter,
+    tls::{self, TlsError},
+};
+
+/// A connection that held for this long was a good one.
+const STABLE: Duration = Duration::from_secs(10);
+
+/// How often what happens, where the controller does not say.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// The first ceiling of the backoff.
+    pub first_retry: Duration,
+    /// Its last one.
+    pub last_retry: Duration,
+    /// Between two looks at the session's and the certificate's clocks.
+    pub tick: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            first_retry: Duration::from_secs(1),
+            last_retry: Duration::from_mins(1),
+            tick: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Everything that the link works with.
+#[derive(Debug)]
+pub struct Link {
+    /// Where a renewed certificate is kept.
+    pub state: Arc<StateDir>,
+    /// Who the device is.
+    pub identity: Identity,
+    /// Where accepted sets are kept.
+    pub ledger: Arc<Ledger>,
+    /// What the ledger held at the start.
+    pub holding: Option<Arc<Holding>>,
+    /// Where accepted sets go to be applied.
+    pub target: watch::Sender<Option<Arc<Holding>>>,
+    /// What to tell the controller.
+    pub reporter: Reporter,
+    /// The runtime's name.
+    pub runtime: &'static str,
+    /// What the device says of itself.
+    pub facts: Facts,
+    /// How often what happens.
+    pub timing: Timing,
+    /// The wall clock.
+    pub wall: Wall,
+    /// Chance.
+    pub random: StdRng,
+}
+
+/// How a link ended for good.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// The device is no longer part of its fleet.
+    Decommissioned {
+        /// Why, in the controller's words.
+        reason: String,
+    },
+}
+
+/// Why there can be no link at all.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The identity does not make a TLS client.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The certificate cannot be read, or a key not made.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The state directory fails.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// How one connection ended.
+#[derive(Debug)]
+enum Closed {
+    Stopped,
+    Decommissioned(String),
+    /// The controller said when to come back.
+    Asked(Duration),
+    /// There is a new certificate to connect with.
+    Renewed,
+    /// It broke.
+    Broken(String),
+}
+
+impl Link {
+    /// Keeps the link up until it is stopped or the device is decommissioned.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<Ended, LinkError> {
+        let random = StdRng::from_rng(&mut self.random);
+        let mut backoff = Backoff::new(self.timing.first_retry, self.timing.last_retry, random);
+        let mut session = DeviceSession::new(self.holding.clone());
+        let mut renewal = Renewal::of(&self.identity, &mut self.random)?;
+        let mut tls = tls::edge(&self.identity)?;
+        let started = time::Instant::now();
+        loop {
+            let dialed = tokio::select! {
+                () = stop.cancelled() => return Ok(Ended::Stopped),
+                dialed = dial::dial(&self.identity, tls.clone()) => dialed,
+            };
+            let wait = match dialed {
+                Ok(socket) => {
+                    tracing::info!(edge = %self.identity.edge_url, "connected");
+                    let since = time::Instant::now();
+                    let closed = serve::serve(
+                        &mut self,
+                        socket,
+                        &mut session,
+                        &mut renewal,
+                        started,
+                        &stop,
+                    )
+                    .await?;
+                    if since.elapsed() >= STABLE {
+                        backoff.reset();
+                    }
+                    match closed {
+                        Closed::Stopped => return Ok(Ended::Stopped),
+                        Closed::Decommissioned(reason) => {
+                            return Ok(Ended::Decommissioned { reason });
+                        }
+                        Closed::Asked(after) => backoff.at_least(after),
+                        Closed::Renewed => {
+                            renewal = Renewal::of(&self.identity, &mut self.random)?;
+                            tls = tls::edge(&self.identity)?;
+                            Duration::ZERO
+                        }
+                        Closed::Broken(why) => {
+                            let wait = backoff.after_failure();
+                            tracing::warn!(why, ?wait, "the link broke");
+                            wait
+                        }
+                    }
+                }
+                Err(DialError::Decommissioned(reason)) => {
+                    return Ok(Ended::Decommissioned { reason });
+                }
+                Err(error) => self.wait_after(&error, &mut backoff),
+            };
+            tokio::select! {
+                () = stop.cancelled() => return Ok(Ended::Stopped),
+                () = time::sleep(wait) => {}
+            }
+        }
+    }
+
+    fn wait_after(&self, error: &DialError, backoff: &mut Backoff) -> Duration {
+        let wait = match error {
+            DialError::CredentialsRefused(_) => backoff.slow(),
+            DialError::Later(_, asked) => backoff.after_refusal(*asked),
+            _ => backoff.after_failure(),
+        };
+        tracing::warn!(error = causes(error), edge = %self.identity.edge_url, ?wait, "not connected; what runs keeps running");
+        wait
+    }
+}

@@ -1,0 +1,142 @@
+//! From an address to an open WebSocket: TCP, mutual TLS, upgrade.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{HeaderMap, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Bytes, upgrade::Upgraded};
+use hyper_util::rt::TokioIo;
+use longshore_protocol::{
+    api::{EnrollRejected, Problem, SUBPROTOCOL},
+    message::MAX_CONTROL_FRAME,
+};
+use rustls::ClientConfig;
+use secrecy::ExposeSecret as _;
+use tokio::time;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        handshake::{client::generate_key, derive_accept_key},
+        protocol::{Role, WebSocketConfig},
+    },
+};
+
+use crate::{
+    http_client::{self, Answer, HttpError, retry_after},
+    identity::Identity,
+};
+
+/// For all of it.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The library's defaults are made for servers with gigabytes.
+const BUFFER: usize = 8 * 1024;
+
+pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Why there is no WebSocket.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    /// No answer.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The device is no longer part of its fleet.
+    #[error("the device was decommissioned: {0}")]
+    Decommissioned(String),
+    /// The controller does not take certificate or token.
+    #[error("the controller refuses this device's credentials: {0}")]
+    CredentialsRefused(String),
+    /// The controller is there, and busy or starting.
+    #[error("the controller answers {0}")]
+    Later(StatusCode, Option<Duration>),
+    /// Whoever answers does not speak the protocol.
+    #[error("the edge endpoint does not speak {SUBPROTOCOL}: {0}")]
+    Protocol(String),
+}
+
+pub(super) async fn dial(identity: &Identity, tls: Arc<ClientConfig>) -> Result<Socket, DialError> {
+    time::timeout(PATIENCE, open(identity, tls))
+        .await
+        .map_err(|_elapsed| HttpError::Timeout(identity.edge_url.to_string()))?
+}
+
+async fn open(identity: &Identity, tls: Arc<ClientConfig>) -> Result<Socket, DialError> {
+    let url = &identity.edge_url;
+    let key = generate_key();
+    let token = identity.device_token.expose_secret();
+    let request = Request::builder()
+        .uri(url.path())
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_VERSION, "13")
+        .header(header::SEC_WEBSOCKET_KEY, &key)
+        .header(header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)
+        .header(header::AUTHORIZATION, format!("Bearer {token}"))
+        .body(Full::new(Bytes::new()))
+        .map_err(|_invalid| HttpError::Address(url.to_string()))?;
+    let stream = http_client::connect(url, tls).await?;
+    match http_client::exchange(stream, url, request).await? {
+        Answer::Switched(headers, stream) => {
+            check(&headers, &key)?;
+            let config = WebSocketConfig::default()
+                .read_buffer_size(BUFFER)
+                .write_buffer_size(BUFFER)
+                .max_write_buffer_size(MAX_CONTROL_FRAME)
+                .max_message_size(Some(MAX_CONTROL_FRAME))
+                .max_frame_size(Some(MAX_CONTROL_FRAME));
+            Ok(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await)
+        }
+        Answer::Plain(response) => Err(refusal(&response)),
+    }
+}
+
+/// RFC 6455, section 4.1: what a client must check.
+fn check(headers: &HeaderMap, key: &str) -> Result<(), DialError> {
+    let is = |name, value: &str| {
+        headers
+            .get(name)
+            .and_then(|found| found.to_str().ok())
+            .is_some_and(|found: &str| found == value)
+    };
+    if !is(
+        header::SEC_WEBSOCKET_ACCEPT,
+        &derive_accept_key(key.as_bytes()),
+    ) {
+        return Err(DialError::Protocol("it accepted another key".to_owned()));
+    }
+    if !is(header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+        return Err(DialError::Protocol(
+            "it chose another subprotocol".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn refusal(response: &Response<Bytes>) -> DialError {
+    let status = response.status();
+    let body = response.body();
+    let detail = || {
+        serde_json::from_slice::<Problem>(body)
+            .ok()
+            .map(|problem| {
+                if problem.detail.is_empty() {
+                    problem.title
+                } else {
+                    problem.detail
+                }
+            })
+            .filter(|detail| !detail.is_empty())
+            .unwrap_or_else(|| status.to_string())
+    };
+    match status.as_u16() {
+        403 => match serde_json::from_slice::<EnrollRejected>(body) {
+            Ok(rejected) if rejected.status == "decommissioned" => {
+                DialError::Decommissioned(rejected.reason)
+            }
+            Ok(rejected) => DialError::CredentialsRefused(rejected.reason),
+            Err(_) => DialError::CredentialsRefused(detail()),
+        },
+        401 => DialError::CredentialsRefused(detail()),
+        429 | 500..=599 => DialError::Later(status, retry_after(response)),
+        _ => DialError::Protocol(detail()),
+    }
+}

@@ -1,0 +1,87 @@
+//! A new certificate before the old one ends: at two thirds of its life, give or take a twentieth, so that
+//! devices that enrolled together do not renew together. A refused or lost request is made again after an
+//! hour, or sooner where the life is short. Every request has a fresh key; the old one is used until the new certificate is on
+//! disk.
+
+use rand::{RngExt as _, rngs::StdRng};
+
+use crate::identity::{CertificateError, Chain, DeviceKey, Identity, StateDir};
+
+use super::LinkError;
+
+/// When to renew, in milliseconds since the Unix epoch by the controller's clock.
+#[derive(Debug)]
+pub(super) struct Renewal {
+    due: u64,
+    again: u64,
+    asked: Option<DeviceKey>,
+}
+
+impl Renewal {
+    pub(super) fn of(identity: &Identity, random: &mut StdRng) -> Result<Self, CertificateError> {
+        let (from, to) = Chain::verify(&identity.chain, &identity.ca_bundle, None)?.validity();
+        let life = to - from;
+        let jitter = life / 20;
+        let earliest = from + life / 3 * 2 - jitter;
+        let due = random.random_range(earliest..=earliest + 2 * jitter);
+        Ok(Self {
+            due,
+            again: (life / 20).clamp(1000, 3_600_000),
+            asked: None,
+        })
+    }
+
+    /// The request to make now, if it is time.
+    pub(super) fn request(
+        &mut self,
+        identity: &Identity,
+        now: u64,
+    ) -> Result<Option<Vec<u8>>, CertificateError> {
+        if now < self.due {
+            return Ok(None);
+        }
+        self.due = now + self.again;
+        let key = DeviceKey::generate()?;
+        let request = key.request(&identity.name)?;
+        self.asked = Some(key);
+        Ok(Some(request.der))
+    }
+
+    /// Checks what came, and switches to it on disk. `None` where it is of no use.
+    pub(super) fn switch(
+        &mut self,
+        state: &StateDir,
+        identity: &Identity,
+        answer: Result<Vec<Vec<u8>>, String>,
+        now: u64,
+    ) -> Result<Option<Identity>, LinkError> {
+        let Some(key) = self.asked.as_ref() else {
+            return Ok(None);
+        };
+        let checked = answer.and_then(|certificates| {
+            let chain = Chain::verify_der(certificates, &identity.ca_bundle, now)
+                .and_then(|chain| {
+                    chain.belongs_to(key)?;
+                    chain.names(&identity.device_id)?;
+                    Ok(chain)
+                })
+                .map_err(|error| error.to_string())?;
+            Ok(Identity {
+                key: key.pem(),
+                chain: chain.pem(),
+                ..identity.clone()
+            })
+        });
+        match checked {
+            Ok(renewed) => {
+                state.keep_identity(&renewed)?;
+                tracing::info!("the certificate is renewed");
+                Ok(Some(renewed))
+            }
+            Err(why) => {
+                tracing::warn!(why, "the certificate is not renewed; trying again later");
+                Ok(None)
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The state that the agent reports: what it holds, how far the runtime is, and its conditions.
+//!
+//! Whoever knows something changes it here; the link sends the latest state when it changed. Intermediate
+//! states may be skipped, the last one never is.
+
+use longshore_protocol::{
+    Condition, Generation, ManifestSet, condition,
+    message::{Held, Phase, StatusReport},
+};
+use tokio::sync::watch;
+
+use crate::clock::Wall;
+
+/// The runtime matches what was accepted last.
+pub const APPLIED: &str = "Applied";
+/// The runtime had been changed by other hands, and was put right.
+pub const DRIFTED: &str = "Drifted";
+/// The ledger can be read and written.
+pub const LEDGER_WRITABLE: &str = "LedgerWritable";
+
+/// Changes the report.
+#[derive(Clone, Debug)]
+pub struct Reporter {
+    latest: watch::Sender<StatusReport>,
+    wall: Wall,
+}
+
+impl Reporter {
+    /// A report of a device that holds this, or nothing yet.
+    pub fn new(held: Option<Held>, wall: Wall) -> Self {
+        let nothing = Held {
+            generation: Generation::default(),
+            digest: ManifestSet::empty().digest(),
+        };
+        let first = StatusReport {
+            held: held.unwrap_or(nothing),
+            phase: Phase::Pending,
+            conditions: Vec::new(),
+        };
+        Self {
+            latest: watch::Sender::new(first),
+            wall,
+        }
+    }
+
+    /// Follows the report.
+    pub fn follow(&self) -> watch::Receiver<StatusReport> {
+        self.latest.subscribe()
+    }
+
+    /// How far the runtime is with what.
+    pub fn phase(&self, held: Held, phase: Phase) {
+        self.change(|report| {
+            report.held = held;
+            report.phase = phase;
+        });
+    }
+
+    /// Something holds.
+    pub fn holds(&self, kind: &str, reason: &str, message: impl Into<String>) {
+        let stated = Condition::holds(kind, reason, message, (self.wall)());
+        self.change(|report| condition::set(&mut report.conditions, stated));
+    }
+
+    /// Something does not hold.
+    pub fn fails(&self, kind: &str, reason: &str, message: impl Into<String>) {
+        let stated = Condition::fails(kind, reason, message, (self.wall)());
+        self.change(|report| condition::set(&mut report.conditions, stated));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut StatusReport)) {
+        self.latest.send_if_modified(|report| {
+            let before = report.clone();
+            change(report);
+            *report != before
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_changes_wake_the_link() {
+        let reporter = Reporter::new(None, || 7);
+        let mut follower = reporter.follow();
+        assert!(!follower.has_changed().unwrap());
+        reporter.holds(APPLIED, "Applied", "");
+        assert!(follower.has_changed().unwrap());
+        assert_eq!(follower.borrow_and_update().conditions.len(), 1);
+        reporter.holds(APPLIED, "Applied", "");
+        assert!(!follower.has_changed().unwrap());
+        reporter.fails(APPLIED, "DiskFull", "no space");
+        assert!(follower.has_changed().unwrap());
+    }
+}

@@ -1,0 +1,222 @@
+//! The life of the process, from settings to an exit code.
+//!
+//! ```text
+//! lock the state directory ─▶ finish a decommission that was begun ─▶ enroll, unless enrolled
+//!     ─▶ load the ledger ─▶ reconcile and link, side by side ─▶ stop, or decommission
+//! ```
+//!
+//! What the ledger holds is applied before and without any connection. A task that ends on its own, other
+//! than by a decommission, ends the process with an error.
+
+mod decommission;
+
+use std::sync::Arc;
+
+use longshore_protocol::session::Holding;
+use rand::rngs::StdRng;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    backoff::Backoff,
+    clock,
+    config::{ConfigError, RuntimeSettings, Settings, TokenSource},
+    enroll::{self, Application, EnrollError},
+    facts,
+    files::FileError,
+    identity::{Identity, StateDir, StateError},
+    ledger::Ledger,
+    link::{self, Ended, Link, LinkError},
+    logs, reconcile,
+    reconcile::Reconciler,
+    report::{LEDGER_WRITABLE, Reporter},
+    runtime::{ApplyError, Runtime, directory::Directory},
+};
+
+/// Why the process ends with an error.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The settings are not enough.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The device is not enrolled.
+    #[error(transparent)]
+    Enroll(#[from] EnrollError),
+    /// There can be no link.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// What was applied cannot be removed. The next start tries again.
+    #[error("the device is decommissioned, and what it ran cannot be removed: {}", .0.explanation())]
+    Remove(ApplyError),
+    /// A task ended that should not have.
+    #[error("the {0} task ended unexpectedly")]
+    Task(&'static str),
+}
+
+impl RunError {
+    /// The exit code, as `--help` documents it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 2,
+            Self::State(_) | Self::Enroll(EnrollError::State(_)) => 7,
+            Self::Enroll(EnrollError::TokenNotFound(_)) => 3,
+            Self::Enroll(EnrollError::Rejected(..)) => 4,
+            Self::Enroll(EnrollError::Refused(..)) => 5,
+            Self::Enroll(EnrollError::Untrusted(_)) => 6,
+            _ => 1,
+        }
+    }
+}
+
+impl From<FileError> for RunError {
+    fn from(error: FileError) -> Self {
+        Self::State(error.into())
+    }
+}
+
+/// Runs until `stop` is cancelled, the device is decommissioned, or something fails for good.
+pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunError> {
+    let state = Arc::new(StateDir::open(&settings.state_dir)?);
+    let ledger = Arc::new(Ledger::new(state.folder()?));
+    if decommission::was_begun(&state)? {
+        return decommission::finish(&state, &ledger, runtime_of(&settings, &state)?).await;
+    }
+    let identity = match state.identity()? {
+        Some(identity) => identity,
+        None => match join(&settings, &state, &stop).await? {
+            Some(identity) => identity,
+            None => return Ok(()),
+        },
+    };
+    let RuntimeSettings::Directory(path) = settings.runtime;
+    let runtime = Directory::new(path, identity.device_id.clone());
+    let token = identity.token;
+    match work(&state, &ledger, identity, runtime, &stop).await? {
+        (Ended::Stopped, _) => Ok(()),
+        (Ended::Decommissioned { reason }, runtime) => {
+            decommission::begin(&state, reason, token)?;
+            decommission::finish(&state, &ledger, Some(runtime)).await
+        }
+    }
+}
+
+/// The runtime of an enrolled device.
+fn runtime_of(settings: &Settings, state: &StateDir) -> Result<Option<Directory>, RunError> {
+    let RuntimeSettings::Directory(path) = &settings.runtime;
+    Ok(state
+        .identity()?
+        .map(|identity| Directory::new(path.clone(), identity.device_id)))
+}
+
+/// Enrols; `None` where the agent was told to stop meanwhile, or was decommissioned before.
+async fn join(
+    settings: &Settings,
+    state: &StateDir,
+    stop: &CancellationToken,
+) -> Result<Option<Identity>, RunError> {
+    let missing = ConfigError::Missing;
+    let token = settings.token.as_ref().map(TokenSource::read).transpose()?;
+    if decommission::stands(state, token.as_ref())? {
+        return Ok(None);
+    }
+    let token = token.ok_or(missing("--token or --token-file"))?;
+    let application = Application {
+        server: settings.server.clone().ok_or(missing("--server"))?,
+        trust: settings.trust.clone().ok_or(missing("--ca-fingerprint"))?,
+        token,
+        name: settings.name.clone().ok_or(missing("--name"))?,
+        facts: facts::gather(),
+    };
+    let timing = link::Timing::default();
+    let backoff = Backoff::new(timing.first_retry, timing.last_retry, rand::make_rng());
+    let announce = |name: &_, key: &_| logs::announce(settings.log_format, name, key);
+    let enrolled = enroll::enroll(state, &application, announce, backoff, stop).await;
+    match enrolled {
+        Ok(identity) => Ok(Some(identity)),
+        // Nothing is lost: the next start goes on.
+        Err(EnrollError::Stopped) => Ok(None),
+        Err(EnrollError::Rejected(status, reason)) if status == "decommissioned" => {
+            decommission::begin(state, reason.clone(), enroll::digest(&application.token))?;
+            state.forget()?;
+            Err(EnrollError::Rejected(status, reason).into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Runs an enrolled device. Gives the runtime back, for it may have to be cleared.
+async fn work<R: Runtime>(
+    state: &Arc<StateDir>,
+    ledger: &Arc<Ledger>,
+    identity: Identity,
+    runtime: R,
+    stop: &CancellationToken,
+) -> Result<(Ended, R), RunError> {
+    let loaded = ledger.load()?;
+    let holding = loaded.current;
+    let held = holding.as_ref().map(|holding| holding.held());
+    tracing::info!(device = %identity.device_id, name = %identity.name, generation = held.map(|held| held.generation.number()), "the agent runs");
+    let reporter = Reporter::new(held, clock::system);
+    for (name, wrong) in &loaded.set_aside {
+        tracing::error!(name, wrong, "the ledger is damaged; set aside");
+        let message = format!("{wrong}; kept as {name}");
+        reporter.fails(LEDGER_WRITABLE, "Corrupted", message);
+    }
+    let target = watch::Sender::new(holding.clone());
+    let tracker = TaskTracker::new();
+    let reconciler = Reconciler::new(
+        runtime,
+        target.subscribe(),
+        reporter.clone(),
+        reconcile::Timing::default(),
+        backoff(),
+    );
+    let link = link_of(state, ledger, identity, holding, target, reporter, R::NAME);
+    let working = stop.child_token();
+    let mut reconciling = tracker.spawn(reconciler.run(working.clone()));
+    let mut linking = tracker.spawn(link.run(working.clone()));
+    tracker.close();
+    let ended = tokio::select! {
+        ended = &mut linking => ended.map_err(|_panic| RunError::Task("link")),
+        _ = &mut reconciling => Err(RunError::Task("reconcile")),
+    };
+    working.cancel();
+    let ended = ended??;
+    let runtime = reconciling
+        .await
+        .map_err(|_panic| RunError::Task("reconcile"))?;
+    tracker.wait().await;
+    Ok((ended, runtime))
+}
+
+fn backoff() -> Backoff {
+    let timing = link::Timing::default();
+    Backoff::new(timing.first_retry, timing.last_retry, rand::make_rng())
+}
+
+fn link_of(
+    state: &Arc<StateDir>,
+    ledger: &Arc<Ledger>,
+    identity: Identity,
+    holding: Option<Arc<Holding>>,
+    target: watch::Sender<Option<Arc<Holding>>>,
+    reporter: Reporter,
+    runtime: &'static str,
+) -> Link {
+    Link {
+        state: state.clone(),
+        identity,
+        ledger: ledger.clone(),
+        holding,
+        target,
+        reporter,
+        runtime,
+        facts: facts::gather(),
+        timing: link::Timing::default(),
+        wall: clock::system,
+        random: rand::make_rng::<StdRng>(),
+    }
+}

@@ -1,0 +1,115 @@
+//! What the agent applies to.
+//!
+//! A runtime is asked for one thing: make the target match this holding, whatever it is like now. It is asked
+//! again and again, so a pass that finds everything in place must be cheap and change nothing, and a pass
+//! that was killed halfway must be finished by the next one.
+
+pub mod directory;
+
+use std::sync::Arc;
+
+use longshore_protocol::{Generation, session::Holding};
+
+use crate::files::FileError;
+
+/// Something that runs manifest sets.
+pub trait Runtime: Send + 'static {
+    /// `kube`, `podman`, `directory` or `command`: what `Hello` says.
+    const NAME: &'static str;
+
+    /// Makes the target match the holding, and says what that took.
+    fn apply(
+        &mut self,
+        holding: Arc<Holding>,
+    ) -> impl Future<Output = Result<Changes, ApplyError>> + Send;
+
+    /// Removes everything that was applied.
+    fn clear(&mut self) -> impl Future<Output = Result<Changes, ApplyError>> + Send;
+
+    /// Returns when the target may have changed by other hands. A hint to look, never a truth.
+    fn disturbed(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// What a pass changed in the target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// What was added or put right.
+    pub written: Vec<String>,
+    /// What was removed.
+    pub removed: Vec<String>,
+}
+
+impl Changes {
+    /// Whether the target was as it should be.
+    pub fn is_empty(&self) -> bool {
+        self.written.is_empty() && self.removed.is_empty()
+    }
+
+    /// In words, shortened where there are many.
+    pub fn summary(&self) -> String {
+        let part = |verb: &str, names: &[String]| match names {
+            [] => None,
+            few if few.len() <= 5 => Some(format!("{verb} {}", few.join(", "))),
+            [one, two, three, rest @ ..] => Some(format!(
+                "{verb} {one}, {two}, {three} and {} more",
+                rest.len()
+            )),
+            _ => None,
+        };
+        let parts = [part("wrote", &self.written), part("removed", &self.removed)];
+        parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Why a holding is not applied. The reconciler tries again in all cases.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Something of somebody else's is in the way.
+    #[error("{path} is in the way and was not written by this agent: {advice}")]
+    Foreign {
+        /// What is in the way.
+        path: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
+    /// The target has this generation with other content. One generation has one content, always.
+    #[error(
+        "generation {0} was applied with other content before; the next change of the device's desired state heals this"
+    )]
+    Conflict(Generation),
+    /// The set cannot be represented in the target.
+    #[error("the set cannot be written: {0}")]
+    Unrepresentable(String),
+    /// A worker died.
+    #[error("applying was cut short")]
+    Interrupted,
+}
+
+impl ApplyError {
+    /// One `CamelCase` word for the condition.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::File(error) => match error.source.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "DiskFull",
+                std::io::ErrorKind::ReadOnlyFilesystem => "ReadOnly",
+                std::io::ErrorKind::PermissionDenied => "PermissionDenied",
+                _ => "FileSystem",
+            },
+            Self::Foreign { .. } => "ForeignFile",
+            Self::Conflict(_) => "GenerationConflict",
+            Self::Unrepresentable(_) => "Unrepresentable",
+            Self::Interrupted => "Interrupted",
+        }
+    }
+
+    /// The error and its cause, in one line.
+    pub fn explanation(&self) -> String {
+        match self {
+            Self::File(error) => format!("{error}: {}", error.source),
+            other => other.to_string(),
+        }
+    }
+}
