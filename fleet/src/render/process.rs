@@ -260,13 +260,9 @@ impl Kustomize {
         }
         let errors = String::from_utf8_lossy(&finished.errors);
         let lower = errors.to_lowercase();
-        if [
-            "out of memory",
-            "cannot allocate memory",
-            "memory exhausted",
-        ]
-        .iter()
-        .any(|sign| lower.contains(sign))
+        if ["out of memory", "cannot allocate", "memory exhausted"]
+            .iter()
+            .any(|sign| lower.contains(sign))
         {
             return RenderError::OutOfMemory {
                 limit: self.settings.memory_limit,

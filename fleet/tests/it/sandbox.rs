@@ -33,7 +33,7 @@ async fn reads_its_export_but_nothing_else() {
     fs::write(&secret, "hunter2").unwrap();
     let secret = secret.display();
     let said = attempt(&format!(
-        "exec >&2; cat map.yaml; cat {secret}; cat /etc/passwd; cat ../../../../{secret}; ls /; ls /proc/self; ls $HOME"
+        "exec >&2; cat map.yaml; cat {secret}; cat /etc/passwd; cat ../../../../../{secret}; ls /; ls /proc/self; ls $HOME"
     ))
     .await;
     assert!(said.contains("kind: ConfigMap"), "{said}");
