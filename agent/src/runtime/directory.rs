@@ -23,6 +23,8 @@ mod content;
 mod inventory;
 mod names;
 mod pass;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::{

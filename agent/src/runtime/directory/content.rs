@@ -73,7 +73,7 @@ mod tests {
     fn reads_well() {
         let text = text(
             &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"},
-            "data": {"app.conf": "listen 80\nserver till\n", "on": "yes", "n": "010"}}),
+            "data": {"app.conf": "listen 80\nserver till\n", "on": "yes", "port": "010"}}),
         );
         assert_eq!(
             text,
@@ -83,8 +83,8 @@ mod tests {
              \x20 app.conf: |\n\
              \x20   listen 80\n\
              \x20   server till\n\
-             \x20 n: \"010\"\n\
              \x20 \"on\": \"yes\"\n\
+             \x20 port: \"010\"\n\
              kind: ConfigMap\n\
              metadata:\n\
              \x20 name: a\n"
