@@ -7,7 +7,7 @@
 //! Guarantees of [`Kustomize`]:
 //! * The process can read the closure's files, its own binary and the system's shared libraries; it can write
 //!   nothing and, over TCP, reach nothing. Its time, memory and output are bounded.
-//! * When [`Render::render`] returns or its future is dropped, every process of the build is dead.
+//! * When [`Render::render`] returns, or its future is dropped, every process of the build has been killed.
 //! * Equal closures give equal objects. Whether an error is as lasting says [`RenderError::is_deterministic`].
 
 mod detect;

@@ -12,7 +12,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::yaml::{self, Limits, Node, Scalar, YamlError};
 
-const LIMITS: Limits = Limits { nodes: 4_000_000 };
+const LIMITS: Limits = Limits { nodes: 2_000_000 };
 
 /// Why an output is not a list of objects.
 #[derive(Debug, thiserror::Error)]

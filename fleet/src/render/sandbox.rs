@@ -90,6 +90,15 @@ pub(super) fn landlock_works() -> bool {
         .is_ok()
 }
 
+/// Whether Landlock can deny TCP, as it can since Linux 6.7.
+fn tcp_works() -> bool {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessNet::from_all(ABI::V4))
+        .and_then(Ruleset::create)
+        .is_ok()
+}
+
 impl Sandbox {
     pub(super) fn new(landlock: bool, programs: Vec<PathBuf>) -> Self {
         Self {
@@ -103,7 +112,8 @@ impl Sandbox {
     pub(super) fn describe(&self) -> &'static str {
         match (self.landlock, self.network.is_some()) {
             (true, true) => "Landlock and an empty network namespace",
-            (true, false) => "Landlock",
+            (true, false) if tcp_works() => "Landlock",
+            (true, false) => "Landlock for files only, because this kernel has none for TCP",
             (false, true) => "an empty network namespace only, without Landlock",
             (false, false) => "no sandbox",
         }

@@ -1,6 +1,6 @@
 //! The law that input keys stand on: an incremental render equals a full render.
 //!
-//! A random fleet repo goes through random edits. After each one every device is rendered twice: by us, building
+//! A random fleet repo goes through random edits. After each one every device is successes twice: by us, building
 //! only input keys never seen before, from exports that hold the closure only; and by a plain `kustomize build` of
 //! the whole tree. Both must give the same objects, or both must fail.
 
@@ -243,7 +243,7 @@ struct Controller {
 }
 
 impl Controller {
-    /// The objects of every device; `None` where it cannot be rendered.
+    /// The objects of every device; `None` where it cannot be successes.
     async fn render(
         &mut self,
         renderer: &Kustomize,
@@ -340,7 +340,7 @@ proptest! {
 #[tokio::test]
 async fn most_states_render() {
     let renderer = kustomize().await;
-    let mut rendered = 0;
+    let mut successes = 0;
     for number in 0..6_u8 {
         let group = |base| Group {
             base,
@@ -366,11 +366,11 @@ async fn most_states_render() {
             .render(&renderer, &repo.shared())
             .await;
         assert_eq!(devices, full(&repo), "{state:?}");
-        rendered += devices.values().filter(|objects| objects.is_some()).count();
+        successes += devices.values().filter(|objects| objects.is_some()).count();
         assert!(
             devices.values().all(Option::is_some),
             "{number}: {devices:?}"
         );
     }
-    assert_eq!(rendered, 24);
+    assert_eq!(successes, 24);
 }

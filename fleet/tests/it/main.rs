@@ -1,4 +1,13 @@
 //! The crate against real trees, real kustomize and the real kernel.
+#![allow(
+    clippy::expect_used,
+    clippy::format_push_string,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    reason = "a helper of a test fails as loudly as the test, and tables are long"
+)]
 
 mod closures;
 mod incremental;
@@ -19,11 +28,11 @@ use tempfile::TempDir;
 
 /// A fleet repo in a directory of its own.
 #[derive(Debug)]
-pub struct Repo(TempDir);
+struct Repo(TempDir);
 
 impl Repo {
     /// With `fleet.yaml` and nothing else.
-    pub fn new() -> Self {
+    fn new() -> Self {
         let repo = Self(tempfile::tempdir().unwrap());
         repo.write(
             "fleet.yaml",
@@ -31,7 +40,7 @@ impl Repo {
         )
     }
 
-    pub fn root(&self) -> &Path {
+    fn root(&self) -> &Path {
         self.0.path()
     }
 
@@ -41,34 +50,34 @@ impl Repo {
         file
     }
 
-    pub fn write(self, path: &str, content: impl AsRef<[u8]>) -> Self {
+    fn write(self, path: &str, content: impl AsRef<[u8]>) -> Self {
         self.put(path, content);
         self
     }
 
-    pub fn put(&self, path: &str, content: impl AsRef<[u8]>) {
+    fn put(&self, path: &str, content: impl AsRef<[u8]>) {
         fs::write(self.make_way(path), content).unwrap();
     }
 
-    pub fn link(self, path: &str, target: &str) -> Self {
+    fn link(self, path: &str, target: &str) -> Self {
         symlink(target, self.make_way(path)).unwrap();
         self
     }
 
-    pub fn device(self, name: &str, rest: &str) -> Self {
+    fn device(self, name: &str, rest: &str) -> Self {
         self.write(&format!("devices/{name}/device.yaml"), device(name, rest))
     }
 
-    pub fn tree(&self) -> WorkTree {
+    fn tree(&self) -> WorkTree {
         WorkTree::open(self.root()).unwrap()
     }
 
-    pub fn shared(&self) -> Arc<dyn Tree> {
+    fn shared(&self) -> Arc<dyn Tree> {
         Arc::new(self.tree())
     }
 
     /// An executable file outside of any repo that a test may use as a program.
-    pub fn program(&self, name: &str, script: &str) -> PathBuf {
+    fn program(&self, name: &str, script: &str) -> PathBuf {
         self.put(name, script);
         let path = self.root().join(name);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -76,14 +85,14 @@ impl Repo {
     }
 }
 
-pub fn device(name: &str, rest: &str) -> String {
+fn device(name: &str, rest: &str) -> String {
     format!("apiVersion: longshore.dev/v1alpha1\nkind: Device\nmetadata:\n  name: {name}\n{rest}")
 }
 
-pub fn path(text: &str) -> RepoPath {
+fn path(text: &str) -> RepoPath {
     RepoPath::new(text).unwrap()
 }
 
-pub fn config_map(name: &str) -> String {
+fn config_map(name: &str) -> String {
     format!("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {name}\ndata:\n  key: value\n")
 }
