@@ -1,0 +1,85 @@
+//! The enrolment endpoint as a test scripts it, on real TLS and HTTP.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+};
+
+use http::{Request, Response, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    body::{Bytes, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use longshore_protocol::api::EnrollRequest;
+use rustls::ServerConfig;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_rustls::TlsAcceptor;
+use url::Url;
+
+/// What the endpoint was asked.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub authorization: String,
+    pub request: EnrollRequest,
+}
+
+type Answer = Box<dyn FnOnce(&Asked) -> Response<String> + Send>;
+
+pub struct Public {
+    pub url: Url,
+    pub asked: watch::Receiver<Vec<Asked>>,
+}
+
+/// Serves one answer after the other, and then none.
+pub async fn serve(config: ServerConfig, answers: Vec<Answer>) -> Public {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let (record, asked) = watch::channel(Vec::new());
+    let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(stream) = acceptor.accept(stream).await else { continue };
+            let (answers, record) = (answers.clone(), record.clone());
+            let service = service_fn(move |request| respond(request, answers.clone(), record.clone()));
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    Public { url, asked }
+}
+
+async fn respond(
+    request: Request<Incoming>,
+    answers: Arc<Mutex<VecDeque<Answer>>>,
+    record: watch::Sender<Vec<Asked>>,
+) -> Result<Response<Full<Bytes>>, std::io::Error> {
+    assert_eq!(request.uri().path(), "/v1/enroll");
+    let authorization = request.headers()[header::AUTHORIZATION].to_str().unwrap().to_owned();
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let asked = Asked { authorization, request: serde_json::from_slice(&body).unwrap() };
+    let answer = answers.lock().unwrap().pop_front();
+    let response = answer.map(|answer| answer(&asked));
+    record.send_modify(|all| all.push(asked));
+    match response {
+        Some(response) => Ok(response.map(|body| Full::new(Bytes::from(body)))),
+        None => Err(std::io::Error::other("the script has ended")),
+    }
+}
+
+/// An answer of this status and body.
+pub fn answer(status: u16, body: impl Into<String>) -> Answer {
+    let body = body.into();
+    Box::new(move |_| Response::builder().status(status).body(body).unwrap())
+}
+
+/// An answer with `Retry-After`.
+pub fn later(status: u16, seconds: u64) -> Answer {
+    Box::new(move |_| {
+        let response = Response::builder().status(status).header("retry-after", seconds);
+        response.body(String::new()).unwrap()
+    })
+}
