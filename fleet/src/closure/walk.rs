@@ -12,7 +12,7 @@ use super::{
 use crate::{
     problem::Problem,
     tree::{ContentId, EntryKind, RepoPath, ResolveError, Resolved, Tree, TreeEntry, resolve},
-    yaml::YamlError,
+    yaml::{Value, YamlError},
 };
 
 /// The largest single file of a closure.
@@ -278,8 +278,12 @@ impl<'t> Closures<'t> {
             return Ok(());
         }
         let refused = |error: &YamlError| ClosureError::from(Problem::yaml(path, error));
-        let bytes = self.tree.blob(entry.id)?;
-        for document in kustomization::plugin_documents(&bytes).map_err(|error| refused(&error))? {
+        // What is not YAML, kustomize cannot take for a plugin either; it may be the data of one.
+        let documents = kustomization::plugin_documents(&self.tree.blob(entry.id)?);
+        for document in documents.unwrap_or_default() {
+            if !matches!(document.value, Value::Mapping(_)) {
+                continue;
+            }
             for reference in kustomization::plugin(&document).map_err(|error| refused(&error))? {
                 self.follow(dir, path, &reference, found, chain)?;
             }

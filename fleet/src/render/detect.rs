@@ -2,6 +2,7 @@
 
 use std::{
     env, fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -103,6 +104,33 @@ impl Flavor {
 pub(super) struct Program {
     pub(super) path: PathBuf,
     pub(super) flavor: Flavor,
+    stamp: Stamp,
+}
+
+/// Tells a file from one that has taken its place.
+type Stamp = (u64, u64, u64, i64, i64);
+
+fn stamp(path: &Path) -> io::Result<Stamp> {
+    let file = fs::metadata(path)?;
+    Ok((
+        file.dev(),
+        file.ino(),
+        file.size(),
+        file.mtime(),
+        file.mtime_nsec(),
+    ))
+}
+
+impl Program {
+    /// Refuses to go on with another program than the one that [`identity`] speaks of.
+    pub(super) fn check(&self) -> io::Result<()> {
+        if stamp(&self.path)? == self.stamp {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "the program was replaced since it was detected; restart to use the new one",
+        ))
+    }
 }
 
 pub(super) fn program(settings: &RenderSettings) -> Result<Program, DetectError> {
@@ -114,18 +142,20 @@ pub(super) fn program(settings: &RenderSettings) -> Result<Program, DetectError>
             .ok_or(DetectError::NotFound)?,
     };
     let flavor = Flavor::of(&given);
-    let path = given
-        .canonicalize()
-        .and_then(|path| {
-            access(&path, Access::EXEC_OK)
-                .map_err(io::Error::from)
-                .map(|()| path)
+    let usable = || {
+        let path = given.canonicalize()?;
+        access(&path, Access::EXEC_OK)?;
+        let stamp = stamp(&path)?;
+        Ok(Program {
+            path,
+            flavor,
+            stamp,
         })
-        .map_err(|source| DetectError::Unusable {
-            program: given,
-            source,
-        })?;
-    Ok(Program { path, flavor })
+    };
+    usable().map_err(|source| DetectError::Unusable {
+        program: given.clone(),
+        source,
+    })
 }
 
 fn in_path(name: &str) -> Option<PathBuf> {

@@ -5,8 +5,13 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+use rustix::{
+    io::Errno,
+    process::{Pid, test_kill_process},
+};
 use tempfile::TempDir;
 
 use super::RenderError;
@@ -84,8 +89,9 @@ impl Export {
     }
 }
 
-/// Removes what processes left that were killed before they could clean up.
-pub(super) fn sweep(scratch: &Path) {
+/// Removes what processes left that were killed before they could clean up: what is older than any build can be,
+/// and belongs to no living process. (A process of another container may look dead without being so.)
+pub(super) fn sweep(scratch: &Path, longest: Duration) {
     let Ok(entries) = fs::read_dir(scratch) else {
         return;
     };
@@ -96,11 +102,11 @@ pub(super) fn sweep(scratch: &Path) {
             .and_then(|name| name.strip_prefix(PREFIX))
             .and_then(|rest| rest.split('-').next())
             .and_then(|pid| pid.parse().ok())
-            .and_then(rustix::process::Pid::from_raw);
-        let dead = owner.is_some_and(|pid| {
-            rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
-        });
-        if dead {
+            .and_then(Pid::from_raw);
+        let dead = owner.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH));
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+        if dead && age.is_some_and(|age| age > longest) {
             // Another process may sweep at the same time.
             let _swept = fs::remove_dir_all(entry.path());
         }

@@ -7,6 +7,7 @@ use std::{
     path::Path,
     process::ExitStatus,
     sync::Arc,
+    time::Duration,
 };
 
 use longshore_protocol::Object;
@@ -59,7 +60,10 @@ impl Kustomize {
     pub async fn detect(settings: RenderSettings) -> Result<Self, DetectError> {
         let program = detect::program(&settings)?;
         let scratch = detect::scratch(&settings)?;
-        export::sweep(&scratch);
+        export::sweep(
+            &scratch,
+            settings.timeout.saturating_add(Duration::from_mins(1)),
+        );
         let landlock = sandbox::landlock_works();
         if !landlock && !settings.allow_unsandboxed {
             return Err(DetectError::NoSandbox);
@@ -143,6 +147,7 @@ impl Kustomize {
             .acquire()
             .await
             .map_err(|closed| environment("wait for other builds")(io::Error::other(closed)))?;
+        self.program.check().map_err(environment("use kustomize"))?;
         let files = closure.files.clone();
         let scratch = self.scratch.clone();
         let export = blocking(move || {

@@ -264,3 +264,34 @@ fn names_that_are_not_utf8_do_not_disturb_a_neighbour() {
     .unwrap();
     assert_eq!(files(&repo, "b").len(), 3);
 }
+
+#[test]
+fn builtin_plugins_may_bring_data() {
+    let repo = Repo::new()
+        .write(
+            "o/kustomization.yaml",
+            "resources: [map.yaml]\ntransformers: [../plugins]\n",
+        )
+        .write("o/map.yaml", config_map("map"))
+        .write("o/p.yaml", config_map("map"))
+        .write(
+            "plugins/kustomization.yaml",
+            "resources: [t.yaml]\nconfigMapGenerator: [{name: x, files: [data]}]\n",
+        )
+        .write("plugins/data", "%: not YAML: [")
+        .write(
+            "plugins/t.yaml",
+            "apiVersion: builtin\nkind: PatchTransformer\nmetadata: {name: t}\npath: p.yaml\n",
+        );
+    assert_eq!(
+        files(&repo, "o"),
+        [
+            "o/kustomization.yaml",
+            "o/map.yaml",
+            "o/p.yaml",
+            "plugins/data",
+            "plugins/kustomization.yaml",
+            "plugins/t.yaml"
+        ]
+    );
+}

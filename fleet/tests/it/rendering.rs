@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use longshore_fleet::{
@@ -379,16 +379,42 @@ async fn output_that_is_not_objects() {
 #[tokio::test]
 async fn leftovers_of_a_killed_process_are_swept() {
     let scratch = tempfile::tempdir().unwrap();
-    let dead = scratch.path().join("longshore-render-2147483646-abc");
+    let dead = scratch.path().join("longshore-render-2147483646-old");
+    let fresh = scratch.path().join("longshore-render-2147483646-new");
     let alive = scratch
         .path()
-        .join(format!("longshore-render-{}-abc", std::process::id()));
-    fs::create_dir_all(dead.join("tree")).unwrap();
-    fs::create_dir_all(&alive).unwrap();
+        .join(format!("longshore-render-{}-old", std::process::id()));
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    for (dir, modified) in [
+        (&dead, long_ago),
+        (&fresh, SystemTime::now()),
+        (&alive, long_ago),
+    ] {
+        fs::create_dir_all(dir.join("tree")).unwrap();
+        fs::File::open(dir).unwrap().set_modified(modified).unwrap();
+    }
     let settings = RenderSettings {
         scratch: Some(scratch.path().to_owned()),
         ..RenderSettings::default()
     };
     Kustomize::detect(settings).await.unwrap();
-    assert!(!dead.exists() && alive.exists());
+    assert_eq!(
+        [dead, fresh, alive].map(|dir| dir.exists()),
+        [false, true, true]
+    );
+}
+
+#[tokio::test]
+async fn a_replaced_program_is_not_mistaken_for_the_old_one() {
+    let programs = Repo::new();
+    let renderer = fake(&programs, "true", RenderSettings::default()).await;
+    let identity = renderer.identity().to_owned();
+    assert_eq!(render(&renderer, &simple(), "o").await.unwrap(), []);
+    let renewed = fake(&programs, "echo", RenderSettings::default()).await;
+    assert_ne!(renewed.identity(), identity);
+    let error = render(&renderer, &simple(), "o").await.unwrap_err();
+    assert!(
+        matches!(error, RenderError::Environment { .. }),
+        "{error:?}"
+    );
 }
