@@ -384,7 +384,7 @@ async fn leftovers_of_a_killed_process_are_swept() {
     let alive = scratch
         .path()
         .join(format!("longshore-render-{}-old", std::process::id()));
-    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    let long_ago = SystemTime::now() - Duration::from_hours(1);
     for (dir, modified) in [
         (&dead, long_ago),
         (&fresh, SystemTime::now()),

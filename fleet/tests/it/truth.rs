@@ -1,4 +1,4 @@
-//! Our reading of scalars against kubectl's own.
+//! Our reading of YAML against that of kubectl and kustomize.
 
 use std::{
     io::Write as _,
@@ -7,7 +7,9 @@ use std::{
 
 use longshore_fleet::render::objects;
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::Repo;
 
 /// What kubectl makes of an object.
 fn kubectl(yaml: &str) -> Value {
@@ -78,4 +80,33 @@ fn scalars() {
         .filter(|(_scalar, (ours, theirs))| !same(ours, theirs))
         .collect();
     assert!(differing.is_empty(), "{differing:?}");
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "[ -~]{0,20}",
+        "[a-c \\n\\t:#'\"|>-]{0,24}",
+        "\\PC{0,12}",
+        "( {0,3}[a-z]{0,3}\\n){0,6}",
+        "[a-z]{3} ([a-z]{60,90} ){0,3}[a-z]",
+        "[-+]?[0-9_.xobe:]{1,8}|yes|no|null|~|true|=|<<|[*&!%@`].{0,3}",
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 60, ..ProptestConfig::default() })]
+    /// Whatever strings an object holds: kustomize writes them as YAML, and we read them back.
+    #[test]
+    fn strings_survive_kustomize(texts in proptest::collection::vec(text(), 40)) {
+        let data: serde_json::Map<String, Value> =
+            texts.iter().enumerate().map(|(at, text)| (format!("k{at}"), Value::from(text.as_str()))).collect();
+        let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": data});
+        let repo = Repo::new()
+            .write("kustomization.yaml", "resources: [s.json]\n")
+            .write("s.json", object.to_string());
+        let output = Command::new("kustomize").arg("build").arg(repo.root()).output().expect("these tests need kustomize");
+        prop_assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let read = objects(&output.stdout).map_err(|error| TestCaseError::fail(format!("{error}\n{}", String::from_utf8_lossy(&output.stdout))))?;
+        prop_assert_eq!(read[0].value(), object, "{}", String::from_utf8_lossy(&output.stdout));
+    }
 }
