@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use longshore_protocol::{DeviceId, DeviceName, Digest};
 
 pub(crate) use fields::closest;
+pub use device::check_labels;
 pub use read::{FleetError, Reader};
 pub use settings::{FleetSettings, MaxDecommission};
 pub use write::device_yaml;

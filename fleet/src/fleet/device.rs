@@ -99,30 +99,47 @@ fn texts<'a>(node: &'a Node, what: &str) -> Result<Vec<(&'a Node, &'a str, &'a s
 
 fn labels(node: &Node) -> Result<BTreeMap<String, String>, YamlError> {
     let mut labels = BTreeMap::new();
-    let mut names: BTreeMap<String, &str> = BTreeMap::new();
+    let mut names = BTreeMap::new();
     for (at, key, value) in texts(node, "metadata.labels")? {
-        let shown = key.escape_debug();
-        if !is_label_key(key) {
-            return Err(at.error(format!(
-                "`{shown}` is no label key: up to 63 letters, digits, `-`, `_` and `.`, \
-                 starting and ending with a letter or digit, optionally after a DNS name and `/`"
-            )));
-        }
-        if !value.is_empty() && !is_label_part(value) {
-            return Err(at.error(format!(
-                "the value of label `{shown}` must be up to 63 letters, digits, `-`, `_` and `.`, \
-                 starting and ending with a letter or digit"
-            )));
-        }
-        let variable = variables::label_variable(key);
-        if let Some(other) = names.insert(variable.clone(), key) {
-            return Err(at.error(format!(
-                "the labels `{other}` and `{shown}` would both be `{variable}`"
-            )));
-        }
+        check_label(&mut names, key, value).map_err(|message| at.error(message))?;
         labels.insert(key.to_owned(), value.to_owned());
     }
     Ok(labels)
+}
+
+/// Checks labels that are to stand in a `device.yaml`.
+///
+/// # Errors
+/// What the file's reader would say.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    let mut names = BTreeMap::new();
+    labels.iter().try_for_each(|(key, value)| check_label(&mut names, key, value))
+}
+
+/// `names` are the labels so far, by the variable that each is.
+fn check_label<'a>(
+    names: &mut BTreeMap<String, &'a str>,
+    key: &'a str,
+    value: &str,
+) -> Result<(), String> {
+    let shown = key.escape_debug();
+    if !is_label_key(key) {
+        return Err(format!(
+            "`{shown}` is no label key: up to 63 letters, digits, `-`, `_` and `.`, \
+             starting and ending with a letter or digit, optionally after a DNS name and `/`"
+        ));
+    }
+    if !value.is_empty() && !is_label_part(value) {
+        return Err(format!(
+            "the value of label `{shown}` must be up to 63 letters, digits, `-`, `_` and `.`, \
+             starting and ending with a letter or digit"
+        ));
+    }
+    let variable = variables::label_variable(key);
+    if let Some(other) = names.insert(variable.clone(), key) {
+        return Err(format!("the labels `{other}` and `{shown}` would both be `{variable}`"));
+    }
+    Ok(())
 }
 
 fn is_label_part(text: &str) -> bool {
