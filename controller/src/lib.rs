@@ -12,10 +12,22 @@
 //! [`run`] wires it all.
 #![warn(missing_docs)]
 
+pub mod api;
+pub mod builds;
 pub mod ca;
 pub mod clock;
+pub mod config;
+pub mod enrollment;
 pub mod files;
+pub mod fleets;
+pub mod gateway;
+pub mod hub;
+pub mod metrics;
+pub mod reconcile;
+pub mod rollout;
+pub mod run;
 pub mod secret;
 pub mod source;
 pub mod store;
+pub mod telemetry;
 pub mod tls;

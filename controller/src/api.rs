@@ -1,0 +1,110 @@
+//! The HTTP API on the public listener.
+//!
+//! Operators present a bearer token. An administrator's is good for everything, a tenant's for that tenant only:
+//! what belongs to another tenant is answered like what does not exist. Errors are RFC 9457 problem documents;
+//! this is the one place where domain errors become HTTP.
+
+mod access;
+mod devices;
+mod enroll;
+mod error;
+mod fleets;
+mod health;
+mod tenants;
+mod tokens;
+mod webhooks;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, connect_info::Connected},
+    routing::{delete, get, post},
+    serve::IncomingStream,
+};
+use tokio::net::TcpListener;
+
+pub use self::error::ApiError;
+use crate::{
+    ca::Ca, enrollment::Enrollment, fleets::Fleets, hub::Hub, metrics::Metrics, secret::Keyring,
+    store::Store, tls::TlsListener,
+};
+
+/// What the API works with.
+#[derive(Debug)]
+pub struct Api {
+    /// Remembers.
+    pub store: Store,
+    /// Follows.
+    pub fleets: Arc<Fleets>,
+    /// Lets devices in.
+    pub enrollment: Enrollment,
+    /// Reaches devices.
+    pub hub: Arc<Hub>,
+    /// Encrypts.
+    pub keyring: Arc<Keyring>,
+    /// Is pinned by agents.
+    pub ca: Arc<Ca>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// The address of the public listener, as devices reach it.
+    pub public_url: String,
+    /// The program that renders, and its version.
+    pub renderer: String,
+}
+
+type State = axum::extract::State<Arc<Api>>;
+
+/// The largest body of a call, in bytes.
+const MAX_BODY: usize = 64 * 1024;
+/// The largest body of a webhook: GitHub's own limit.
+const MAX_WEBHOOK_BODY: usize = 25 * 1024 * 1024;
+
+/// All routes.
+pub fn router(api: Arc<Api>) -> Router {
+    let fleet = "/api/v1/tenants/{tenant}/fleets/{fleet}";
+    let below = |path: &str| format!("{fleet}{path}");
+    Router::new()
+        .route("/api/v1/tenants", get(tenants::list).post(tenants::create))
+        .route("/api/v1/tenants/{tenant}/status", get(tenants::status))
+        .route("/api/v1/tenants/{tenant}/fleets", get(fleets::list).post(fleets::create))
+        .route(fleet, get(fleets::show).delete(fleets::remove))
+        .route(&below("/sync"), post(fleets::sync))
+        .route(&below("/removals/confirm"), post(fleets::confirm_removals))
+        .route(&below("/revisions"), get(fleets::revisions))
+        .route(&below("/tokens"), get(tokens::list).post(tokens::create))
+        .route(&below("/tokens/{token}"), delete(tokens::revoke))
+        .route(&below("/devices"), get(devices::list))
+        .route(&below("/devices/{device}"), get(devices::show))
+        .route(&below("/devices/{device}/manifests"), get(devices::manifests))
+        .route(&below("/devices/{device}/approve"), post(devices::approve))
+        .route(&below("/devices/{device}/reject"), post(devices::reject))
+        .route(&below("/devices/{device}/decommission"), post(devices::decommission))
+        .route(longshore_protocol::api::ENROLL_PATH, post(enroll::enroll))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .route(
+            "/webhooks/{tenant}/{fleet}",
+            post(webhooks::receive).layer(DefaultBodyLimit::max(MAX_WEBHOOK_BODY)),
+        )
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .fallback(health::not_found)
+        .with_state(api)
+}
+
+/// Who is on the other side of the connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+impl Connected<IncomingStream<'_, TlsListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
+
+impl Connected<IncomingStream<'_, TcpListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}

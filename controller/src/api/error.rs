@@ -1,0 +1,136 @@
+//! Domain errors as problem documents (RFC 9457).
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use longshore_protocol::api::{PROBLEM_MEDIA_TYPE, Problem};
+
+use crate::{
+    enrollment::{EnrollError, branches::BranchError},
+    secret::SecretError,
+    source::git::GitError,
+    store::StoreError,
+};
+
+/// Why a call is refused.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    detail: String,
+}
+
+impl ApiError {
+    /// The caller did something that cannot be.
+    pub fn refused(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into() }
+    }
+
+    /// There is no such thing, or not for this caller.
+    pub fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
+        Self::refused(StatusCode::NOT_FOUND, format!("there is no {what} `{name}`"))
+    }
+
+    /// It is ours. The cause goes to the log, not to the caller.
+    fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
+        tracing::error!(error, "a call failed");
+        Self::refused(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the controller failed; its log says why",
+        )
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let problem = Problem {
+            kind: "about:blank".to_owned(),
+            title: self.status.canonical_reason().unwrap_or_default().to_owned(),
+            status: self.status.as_u16(),
+            detail: self.detail,
+        };
+        let mut response = (self.status, Json(problem)).into_response();
+        let media_type = HeaderValue::from_static(PROBLEM_MEDIA_TYPE);
+        response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+        response
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Duplicate(_) => {
+                Self::refused(StatusCode::CONFLICT, "something of that name exists already")
+            }
+            other => Self::internal(&other),
+        }
+    }
+}
+
+impl From<sqlx::Error> for ApiError {
+    fn from(error: sqlx::Error) -> Self {
+        StoreError::from(error).into()
+    }
+}
+
+impl From<SecretError> for ApiError {
+    fn from(error: SecretError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<GitError> for ApiError {
+    fn from(error: GitError) -> Self {
+        match error {
+            GitError::Refused { .. } | GitError::TimedOut { .. } => {
+                Self::refused(StatusCode::BAD_GATEWAY, error.to_string())
+            }
+            other => Self::internal(&other),
+        }
+    }
+}
+
+impl From<BranchError> for ApiError {
+    fn from(error: BranchError) -> Self {
+        match error {
+            BranchError::Git(error) if error.is_race() => Self::refused(
+                StatusCode::CONFLICT,
+                "somebody else pushed at the same moment; try again",
+            ),
+            BranchError::Git(error) => error.into(),
+            BranchError::Store(error) => error.into(),
+            refused @ (BranchError::NotPending(_)
+            | BranchError::NoBranch
+            | BranchError::Conflict(_)) => {
+                Self::refused(StatusCode::CONFLICT, refused.to_string())
+            }
+        }
+    }
+}
+
+impl IntoResponse for EnrollError {
+    fn into_response(self) -> Response {
+        let detail = self.to_string();
+        match self {
+            // The one answer whose exact form is promised.
+            Self::TokenNotFound => {
+                let body = Json(serde_json::json!({ "error": detail }));
+                (StatusCode::NOT_FOUND, body).into_response()
+            }
+            Self::NameTaken(_) => ApiError::refused(StatusCode::CONFLICT, detail).into_response(),
+            Self::Invalid(_) => {
+                ApiError::refused(StatusCode::UNPROCESSABLE_ENTITY, detail).into_response()
+            }
+            Self::TooMany { retry_after } => {
+                let mut response =
+                    ApiError::refused(StatusCode::TOO_MANY_REQUESTS, detail).into_response();
+                let seconds = HeaderValue::from(retry_after.as_secs().max(1));
+                response.headers_mut().insert(header::RETRY_AFTER, seconds);
+                response
+            }
+            Self::Store(error) => ApiError::from(error).into_response(),
+            Self::Ca(error) => ApiError::internal(&error).into_response(),
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Fleets and their revisions.
+
+use axum::{Json, extract::State as Extract, http::StatusCode};
+use longshore_fleet::RepoPath;
+use longshore_protocol::api::{
+    self, ConfirmRemovals, CreateFleet, CreatedFleet, DeviceCounts, DeviceState, List,
+};
+use secrecy::ExposeSecret as _;
+use sqlx::AnyConnection;
+
+use super::{
+    ApiError, State,
+    access::{InFleet, InTenant},
+};
+use crate::{
+    clock, secret,
+    store::{
+        StoreError, devices,
+        fleets::{self, Fleet, FleetId, FleetStatus},
+        tenants::Operator,
+    },
+};
+
+const MAX_REVISIONS: u32 = 100;
+
+/// What a webhook's secret is encrypted for.
+pub(super) fn webhook_purpose(fleet: &FleetId) -> String {
+    format!("webhook {fleet}")
+}
+
+pub(super) async fn list(
+    Extract(api): State,
+    InTenant { tenant, .. }: InTenant,
+) -> Result<Json<List<api::Fleet>>, ApiError> {
+    let mut db = api.store.read().await?;
+    let mut items = Vec::new();
+    for fleet in fleets::list(&mut db, &tenant).await? {
+        items.push(view(&mut db, fleet).await?);
+    }
+    Ok(Json(List { items }))
+}
+
+pub(super) async fn create(
+    Extract(api): State,
+    InTenant { tenant, operator }: InTenant,
+    Json(request): Json<CreateFleet>,
+) -> Result<(StatusCode, Json<CreatedFleet>), ApiError> {
+    let trusted = operator == Operator::Administrator;
+    check(&request, trusted)?;
+    let id = FleetId { tenant, name: request.name };
+    let webhook_secret = secret::generate("lsw_");
+    let fleet = Fleet {
+        id: id.clone(),
+        repo: request.repo,
+        branch: request.branch,
+        path: request.path.trim_matches('/').to_owned(),
+        trusted,
+        webhook_secret: api.keyring.encrypt(&webhook_purpose(&id), &webhook_secret)?,
+        status: FleetStatus::default(),
+        confirmed_revision: None,
+        created_at: clock::now_ms(),
+    };
+    let mut db = api.store.write().await?;
+    fleets::insert(&mut db, &fleet).await?;
+    db.commit().await?;
+    api.fleets.follow(&fleet).await?;
+    let mut db = api.store.read().await?;
+    let created = CreatedFleet {
+        fleet: view(&mut db, fleet).await?,
+        webhook_path: format!("/webhooks/{}/{}", id.tenant, id.name),
+        webhook_secret: webhook_secret.expose_secret().to_owned(),
+    };
+    Ok((StatusCode::CREATED, Json(created)))
+}
+
+/// Checks what Git would be told, before Git is told.
+fn check(request: &CreateFleet, trusted: bool) -> Result<(), ApiError> {
+    let refuse = |detail: String| Err(ApiError::refused(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    let repo = &request.repo;
+    let allowed: &[&str] =
+        if trusted { &["https://", "ssh://", "file://", "/"] } else { &["https://"] };
+    let scp_like = trusted
+        && repo.split_once(':').is_some_and(|(host, path)| {
+            host.contains('@') && !host.contains('/') && !host.starts_with('-') && !path.is_empty()
+        });
+    if !scp_like && !allowed.iter().any(|prefix| repo.starts_with(prefix)) {
+        return refuse(if trusted {
+            format!("`{repo}` must be an absolute path or an https, ssh or file URL")
+        } else {
+            format!("`{repo}` must be an https URL; only an administrator may add other repos")
+        });
+    }
+    if url::Url::parse(repo).is_ok_and(|url| url.password().is_some()) {
+        return refuse(
+            "the repo's URL holds a password, and would be shown; use Git's credential helpers"
+                .to_owned(),
+        );
+    }
+    if !git2::Reference::is_valid_name(&format!("refs/heads/{}", request.branch)) {
+        return refuse(format!("`{}` is no valid name of a branch", request.branch));
+    }
+    if let Err(error) = RepoPath::new(request.path.trim_matches('/')) {
+        return refuse(format!("`{}` is no valid path in a repo: {error}", request.path));
+    }
+    Ok(())
+}
+
+pub(super) async fn show(
+    Extract(api): State,
+    InFleet(fleet): InFleet,
+) -> Result<Json<api::Fleet>, ApiError> {
+    let mut db = api.store.read().await?;
+    Ok(Json(view(&mut db, fleet).await?))
+}
+
+pub(super) async fn remove(
+    Extract(api): State,
+    InFleet(fleet): InFleet,
+) -> Result<StatusCode, ApiError> {
+    let mut db = api.store.write().await?;
+    let gone: Vec<_> = devices::list(&mut db, &fleet.id).await?;
+    fleets::delete(&mut db, &fleet.id).await?;
+    db.commit().await?;
+    api.fleets.leave(&fleet.id);
+    api.hub.poke(gone.iter().map(|view| &view.device.id));
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn sync(Extract(api): State, InFleet(fleet): InFleet) -> StatusCode {
+    api.fleets.look(&fleet.id);
+    api.fleets.poke(&fleet.id);
+    StatusCode::ACCEPTED
+}
+
+pub(super) async fn confirm_removals(
+    Extract(api): State,
+    InFleet(fleet): InFleet,
+    Json(request): Json<ConfirmRemovals>,
+) -> Result<StatusCode, ApiError> {
+    let mut db = api.store.write().await?;
+    let confirmed = fleets::confirm_removals(&mut db, &fleet.id, &request.revision).await?;
+    db.commit().await?;
+    if !confirmed {
+        let revision = fleet.status.revision.unwrap_or_default();
+        return Err(ApiError::refused(
+            StatusCode::CONFLICT,
+            format!(
+                "revision `{}` is not the one in force, which is {revision}; look at its removals first",
+                request.revision
+            ),
+        ));
+    }
+    api.fleets.poke(&fleet.id);
+    Ok(StatusCode::ACCEPTED)
+}
+
+pub(super) async fn revisions(
+    Extract(api): State,
+    InFleet(fleet): InFleet,
+) -> Result<Json<List<api::Revision>>, ApiError> {
+    let mut db = api.store.read().await?;
+    let items = fleets::revisions(&mut db, &fleet.id, MAX_REVISIONS)
+        .await?
+        .into_iter()
+        .map(|revision| api::Revision {
+            commit: revision.commit,
+            summary: revision.summary,
+            author: revision.author,
+            observed_at: revision.observed_at,
+            devices_changed: revision.devices_changed,
+            problems: revision.problems,
+        })
+        .collect();
+    Ok(Json(List { items }))
+}
+
+/// A fleet as the API shows it.
+pub(super) async fn view(
+    db: &mut AnyConnection,
+    fleet: Fleet,
+) -> Result<api::Fleet, StoreError> {
+    let mut counts = DeviceCounts::default();
+    for view in devices::list(db, &fleet.id).await? {
+        match view.device.state {
+            DeviceState::Pending => counts.pending += 1,
+            DeviceState::Active => counts.active += 1,
+            DeviceState::Rejected | DeviceState::Decommissioned => continue,
+        }
+        counts.total += 1;
+        counts.connected += u64::from(view.device.connected);
+        counts.in_sync += u64::from(view.in_sync());
+        counts.failing += u64::from(super::devices::is_failing(&view));
+    }
+    Ok(api::Fleet {
+        name: fleet.id.name,
+        repo: fleet.repo,
+        branch: fleet.branch,
+        path: fleet.path,
+        revision: fleet.status.revision,
+        devices: counts,
+        conditions: fleet.status.conditions,
+        problems: fleet.status.problems,
+        held: fleet.status.held,
+        created_at: fleet.created_at,
+    })
+}

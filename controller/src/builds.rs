@@ -1,0 +1,190 @@
+//! The builds under way: every input key at most once, and nobody waits for them.
+//!
+//! Whoever needs a key asks [`Builds::start`] and looks into the store. When the build is done, its result is
+//! in the store and those who asked are poked. So a build that hangs holds up nothing but its own devices, and a
+//! restart loses nothing but the builds under way.
+//!
+//! Failures that would come again (a broken overlay) are stored like results. Others (a timeout, a full disk)
+//! are remembered here, and tried again after a pause that doubles.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use longshore_fleet::{Closure, InputKey, Render, RenderError, Tree};
+use longshore_protocol::TenantName;
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, info, info_span, warn};
+
+use crate::{clock, metrics::Metrics, store::{Store, content}};
+
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+type Key = (TenantName, InputKey);
+
+/// How a build stands that has no result in the store.
+#[derive(Clone, Debug)]
+pub enum Standing {
+    /// It runs or waits for its turn.
+    UnderWay,
+    /// It failed in a way that may pass; it is tried again.
+    Failed(String),
+}
+
+#[derive(Debug)]
+struct Build {
+    waiting: Vec<Arc<Notify>>,
+    running: bool,
+    failure: Option<(String, Instant, Duration)>,
+}
+
+/// The builds under way of all fleets.
+#[derive(Clone, Debug)]
+pub struct Builds {
+    render: Arc<dyn Render>,
+    store: Store,
+    metrics: Arc<Metrics>,
+    tasks: TaskTracker,
+    builds: Arc<Mutex<HashMap<Key, Build>>>,
+}
+
+impl Builds {
+    /// No builds yet.
+    pub fn new(
+        render: Arc<dyn Render>,
+        store: Store,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self { render, store, metrics, tasks, builds: Arc::default() }
+    }
+
+    /// What the output depends on besides the input.
+    pub fn identity(&self) -> &str {
+        self.render.identity()
+    }
+
+    /// Makes sure that the closure is being built, unless a failure's pause is not over; `done` is poked when
+    /// there is something to see.
+    pub fn start(
+        &self,
+        tenant: &TenantName,
+        closure: &Arc<Closure>,
+        tree: &Arc<dyn Tree>,
+        done: &Arc<Notify>,
+    ) -> Standing {
+        let key = (tenant.clone(), closure.key);
+        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let build = builds.entry(key.clone()).or_insert_with(|| Build {
+            waiting: Vec::new(),
+            running: false,
+            failure: None,
+        });
+        if !build.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, done)) {
+            build.waiting.push(done.clone());
+        }
+        let standing = match &build.failure {
+            Some((message, _, _)) => Standing::Failed(message.clone()),
+            None => Standing::UnderWay,
+        };
+        let paused =
+            build.failure.as_ref().is_some_and(|(_, until, _)| Instant::now() < *until);
+        if !build.running && !paused {
+            build.running = true;
+            let (this, closure, tree) = (self.clone(), closure.clone(), tree.clone());
+            let span = info_span!("render", %tenant, overlay = %closure.overlay);
+            self.tasks.spawn(async move { this.build(key, closure, tree).await }.instrument(span));
+        }
+        standing
+    }
+
+    async fn build(&self, key: Key, closure: Arc<Closure>, tree: Arc<dyn Tree>) {
+        let started = Instant::now();
+        let result = self.render.render(&tree, &closure).await;
+        let elapsed = started.elapsed();
+        self.metrics.renders.inc();
+        self.metrics.render_seconds.observe(elapsed.as_secs_f64());
+        let failure = match result {
+            Ok(objects) => {
+                info!(
+                    objects = objects.len(),
+                    milliseconds = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+                    "rendered"
+                );
+                self.remember(&key, &Ok(objects)).await
+            }
+            Err(error) if error.is_deterministic() => {
+                let message = in_one_line(&error);
+                warn!(error = message, "the overlay does not build");
+                self.remember(&key, &Err(message)).await
+            }
+            Err(error) => {
+                let message = in_one_line(&error);
+                warn!(error = message, "the build failed; it will be tried again");
+                Some(message)
+            }
+        };
+        self.finish(&key, failure);
+    }
+
+    async fn remember(
+        &self,
+        (tenant, input): &Key,
+        build: &Result<Vec<longshore_protocol::Object>, String>,
+    ) -> Option<String> {
+        let put = async {
+            let mut db = self.store.write().await?;
+            content::put_build(&mut db, tenant, *input, build, clock::now_ms()).await?;
+            db.commit().await?;
+            Ok::<_, crate::store::StoreError>(())
+        };
+        match put.await {
+            Ok(()) => None,
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "the build cannot be stored");
+                Some("the controller's store does not accept the build".to_owned())
+            }
+        }
+    }
+
+    fn finish(&self, key: &Key, failure: Option<String>) {
+        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = match failure {
+            None => builds.remove(key).map(|build| build.waiting).unwrap_or_default(),
+            Some(message) => {
+                let Some(build) = builds.get_mut(key) else { return };
+                let pause = build
+                    .failure
+                    .as_ref()
+                    .map_or(FIRST_PAUSE, |(_, _, pause)| (*pause * 2).min(LONGEST_PAUSE));
+                build.running = false;
+                build.failure = Some((message, Instant::now() + pause, pause));
+                let waiting = build.waiting.clone();
+                let again = waiting.clone();
+                self.tasks.spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    again.iter().for_each(|waiting| waiting.notify_one());
+                });
+                waiting
+            }
+        };
+        drop(builds);
+        for waiting in waiting {
+            waiting.notify_one();
+        }
+    }
+}
+
+fn in_one_line(error: &RenderError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(2000).collect()
+}

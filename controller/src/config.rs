@@ -1,0 +1,433 @@
+//! Settings: a flag, an environment variable and a key of one TOML file each, resolved once.
+//!
+//! A flag wins over the environment, which wins over the file, which wins over the default. With no settings at
+//! all the controller works in `./longshore-data`.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    num::NonZero,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use longshore_fleet::RenderSettings;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+use crate::ca::Supplied;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "longshore-controller",
+    version,
+    about = "Longshore's control plane: follows fleet repos, renders overlays, pushes changes to devices",
+    long_about = "Longshore's control plane: follows fleet repos, renders overlays, pushes changes to devices.\n\n\
+        With no settings at all it works in ./longshore-data, with an embedded SQLite store and its own \
+        certificate authority. Every setting is a flag, an environment variable and a key of one TOML file; \
+        a flag wins over the environment, which wins over the file.",
+    after_help = "Examples:\n  longshore-controller\n  longshore-controller --data-dir /var/lib/longshore --public-url https://longshore.example.com\n  longshore-controller --database-url postgres://longshore@db/longshore\n  longshore-controller config\n\n\
+        Exit codes: 0 stopped as asked, 1 a failure that the log explains, 2 wrong settings."
+)]
+pub struct CommandLine {
+    /// What to do; without it, run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// A TOML file with settings.
+    #[arg(long, env = "LONGSHORE_CONFIG", global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The settings.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What to do besides running.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Command {
+    /// Run the controller (the default).
+    Run,
+    /// Print the settings in force as TOML, secrets redacted.
+    Config,
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    /// Text.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* [$($arg:tt)*] $name:ident: $type:ty,)*) => {
+        /// Settings as they are given; every one may be absent.
+        #[derive(Debug, Default, Args, Deserialize)]
+        #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+        pub struct Settings {
+            $($(#[$doc])* #[arg(global = true, long, $($arg)*)] pub $name: Option<$type>,)*
+        }
+
+        impl Settings {
+            /// These settings, with `other`'s where one is absent.
+            #[must_use]
+            pub fn or(self, other: Self) -> Self {
+                Self { $($name: self.$name.or(other.$name),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Where everything is kept [default: ./longshore-data]
+    [env = "LONGSHORE_DATA_DIR", value_name = "DIR"] data_dir: PathBuf,
+    /// The address of the public listener: API, enrollment, webhooks [default: 0.0.0.0:8443]
+    [env = "LONGSHORE_PUBLIC_LISTEN", value_name = "ADDRESS"] public_listen: SocketAddr,
+    /// The address of the edge listener, where devices connect [default: 0.0.0.0:8444]
+    [env = "LONGSHORE_EDGE_LISTEN", value_name = "ADDRESS"] edge_listen: SocketAddr,
+    /// The public listener's URL, as devices and operators reach it [default: from the listener]
+    [env = "LONGSHORE_PUBLIC_URL", value_name = "URL"] public_url: String,
+    /// The edge listener's URL, as devices reach it, such as wss://edge.example.com:8444 [default: from the listener]
+    [env = "LONGSHORE_EDGE_URL", value_name = "URL"] edge_url: String,
+    /// Further host names and addresses in the listeners' certificates, separated by commas
+    [env = "LONGSHORE_HOSTNAMES", value_name = "NAMES", value_delimiter = ','] hostnames: Vec<String>,
+    /// Serve the public listener without TLS: only on a loopback address, or behind a proxy with --behind-proxy
+    [env = "LONGSHORE_PLAIN_HTTP", num_args = 0..=1, default_missing_value = "true"] plain_http: bool,
+    /// A proxy that ends TLS stands before the public listener
+    [env = "LONGSHORE_BEHIND_PROXY", num_args = 0..=1, default_missing_value = "true"] behind_proxy: bool,
+    /// The database: postgres://… or sqlite://… [default: SQLite in the data directory]
+    [env = "LONGSHORE_DATABASE_URL", value_name = "URL", hide_env_values = true] database_url: String,
+    /// 64 hex digits that tokens are derived from and secrets encrypted with [default: secret.key in the data directory]
+    [env = "LONGSHORE_SECRET_KEY", value_name = "HEX", hide_env_values = true] secret_key: SecretText,
+    /// How often repos are looked at without being asked to, such as 30s
+    [env = "LONGSHORE_POLL_INTERVAL", value_name = "DURATION"] poll_interval: Period,
+    /// How often devices ping [default: 30s]
+    [env = "LONGSHORE_HEARTBEAT", value_name = "DURATION"] heartbeat: Period,
+    /// The trust domain of devices' SPIFFE ids [default: longshore]
+    [env = "LONGSHORE_TRUST_DOMAIN", value_name = "NAME"] trust_domain: String,
+    /// A certificate authority of your own: the issuing certificate and those above it, PEM
+    [env = "LONGSHORE_CA_CHAIN", value_name = "FILE"] ca_chain: PathBuf,
+    /// The issuing certificate's key, PEM (PKCS#8)
+    [env = "LONGSHORE_CA_KEY", value_name = "FILE"] ca_key: PathBuf,
+    /// The root certificates, PEM
+    [env = "LONGSHORE_CA_ROOT", value_name = "FILE"] ca_root: PathBuf,
+    /// The program that renders: kustomize or kubectl [default: the first one in PATH]
+    [env = "LONGSHORE_KUSTOMIZE", value_name = "FILE"] kustomize: PathBuf,
+    /// How many builds run at once [default: one per processor]
+    [env = "LONGSHORE_RENDER_PARALLELISM", value_name = "N"] render_parallelism: NonZero<usize>,
+    /// How long one build may take [default: 30s]
+    [env = "LONGSHORE_RENDER_TIMEOUT", value_name = "DURATION"] render_timeout: Period,
+    /// How many MiB of memory one build may use [default: 1024]
+    [env = "LONGSHORE_RENDER_MEMORY", value_name = "MIB"] render_memory: u64,
+    /// Render without Landlock where the kernel has none, rather than not at all
+    [env = "LONGSHORE_ALLOW_UNSANDBOXED", num_args = 0..=1, default_missing_value = "true"] allow_unsandboxed: bool,
+    /// What to log, such as info or longshore_controller=debug,warn [default: info]
+    [env = "LONGSHORE_LOG", value_name = "FILTER"] log: String,
+    /// How logs look [default: auto]
+    [env = "LONGSHORE_LOG_FORMAT", value_name = "FORMAT"] log_format: LogFormat,
+}
+
+/// A secret that comes from a flag, the environment or a file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "String")]
+pub struct SecretText(pub SecretString);
+
+impl From<String> for SecretText {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<&str> for SecretText {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+/// A duration such as `30s` or `5m`, more than nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Period(pub Duration);
+
+impl std::str::FromStr for Period {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no duration such as 500ms, 30s, 5m or 1h");
+        let span: jiff::SignedDuration = text.parse().map_err(|_detail| wrong())?;
+        let period = Duration::try_from(span).map_err(|_negative| wrong())?;
+        if period.is_zero() { Err(wrong()) } else { Ok(Self(period)) }
+    }
+}
+
+impl TryFrom<String> for Period {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// Settings that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is wrong.
+    #[error("{}: {source}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// Settings contradict each other.
+    #[error("{0}")]
+    Contradiction(&'static str),
+}
+
+/// Settings in force.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// The address of the public listener.
+    pub public_listen: SocketAddr,
+    /// The address of the edge listener.
+    pub edge_listen: SocketAddr,
+    /// The public listener's URL, where it was given.
+    pub public_url: Option<String>,
+    /// The edge listener's URL, where it was given.
+    pub edge_url: Option<String>,
+    /// Further names in the listeners' certificates.
+    pub hostnames: Vec<String>,
+    /// Whether the public listener is without TLS.
+    pub plain_http: bool,
+    /// Whether a proxy stands before it.
+    pub behind_proxy: bool,
+    /// The database, where it was given. May hold a password.
+    pub database_url: Option<SecretString>,
+    /// The master key, where it was given.
+    pub secret_key: Option<SecretString>,
+    /// How often repos are looked at.
+    pub poll_interval: Duration,
+    /// How often devices ping.
+    pub heartbeat: Duration,
+    /// The trust domain of devices' SPIFFE ids.
+    pub trust_domain: String,
+    /// The operator's certificate authority, where one was given.
+    pub ca: Option<Supplied>,
+    /// How overlays are built.
+    pub render: RenderSettings,
+    /// What to log.
+    pub log: String,
+    /// How logs look.
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// The settings in force: `given` by flags and the environment, else by `file`, else the defaults.
+    pub fn resolve(given: Settings, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let settings = match file {
+            Some(path) => given.or(read(path)?),
+            None => given,
+        };
+        let ca = match (settings.ca_chain, settings.ca_key, settings.ca_root) {
+            (Some(chain), Some(key), Some(root)) => Some(Supplied { chain, key, root }),
+            (None, None, None) => None,
+            _ => {
+                return Err(ConfigError::Contradiction(
+                    "ca-chain, ca-key and ca-root go together; give all three or none",
+                ));
+            }
+        };
+        let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        let defaults = RenderSettings::default();
+        let config = Self {
+            data_dir: settings.data_dir.unwrap_or_else(|| "longshore-data".into()),
+            public_listen: settings.public_listen.unwrap_or_else(|| any(8443)),
+            edge_listen: settings.edge_listen.unwrap_or_else(|| any(8444)),
+            public_url: settings.public_url.map(|url| url.trim_end_matches('/').to_owned()),
+            edge_url: settings.edge_url.map(|url| url.trim_end_matches('/').to_owned()),
+            hostnames: settings.hostnames.unwrap_or_default(),
+            plain_http: settings.plain_http.unwrap_or_default(),
+            behind_proxy: settings.behind_proxy.unwrap_or_default(),
+            database_url: settings.database_url.map(Into::into),
+            secret_key: settings.secret_key.map(|secret| secret.0),
+            poll_interval: settings.poll_interval.map_or(Duration::from_secs(30), |it| it.0),
+            heartbeat: settings.heartbeat.map_or(Duration::from_secs(30), |it| it.0),
+            trust_domain: settings.trust_domain.unwrap_or_else(|| "longshore".to_owned()),
+            ca,
+            render: RenderSettings {
+                program: settings.kustomize,
+                parallelism: settings
+                    .render_parallelism
+                    .map_or(defaults.parallelism, NonZero::get),
+                timeout: settings.render_timeout.map_or(defaults.timeout, |it| it.0),
+                memory_limit: settings
+                    .render_memory
+                    .map_or(defaults.memory_limit, |mib| mib.saturating_mul(1024 * 1024)),
+                allow_unsandboxed: settings.allow_unsandboxed.unwrap_or_default(),
+                ..defaults
+            },
+            log: settings.log.unwrap_or_else(|| "info,sqlx=warn".to_owned()),
+            log_format: settings.log_format.unwrap_or_default(),
+        };
+        if config.plain_http && !config.public_listen.ip().is_loopback() && !config.behind_proxy {
+            return Err(ConfigError::Contradiction(
+                "plain-http sends tokens in clear: listen on a loopback address, or say behind-proxy",
+            ));
+        }
+        Ok(config)
+    }
+
+    /// The settings in force as TOML, secrets redacted.
+    pub fn describe(&self) -> String {
+        #[derive(Serialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Shown<'a> {
+            data_dir: &'a Path,
+            public_listen: String,
+            edge_listen: String,
+            public_url: Option<&'a str>,
+            edge_url: Option<&'a str>,
+            hostnames: &'a [String],
+            plain_http: bool,
+            behind_proxy: bool,
+            database_url: Option<String>,
+            secret_key: Option<&'static str>,
+            poll_interval: String,
+            heartbeat: String,
+            trust_domain: &'a str,
+            ca_chain: Option<&'a Path>,
+            ca_key: Option<&'a Path>,
+            ca_root: Option<&'a Path>,
+            kustomize: Option<&'a Path>,
+            render_parallelism: usize,
+            render_timeout: String,
+            render_memory: u64,
+            allow_unsandboxed: bool,
+            log: &'a str,
+            log_format: LogFormat,
+        }
+        let ca = self.ca.as_ref();
+        let shown = Shown {
+            data_dir: &self.data_dir,
+            public_listen: self.public_listen.to_string(),
+            edge_listen: self.edge_listen.to_string(),
+            public_url: self.public_url.as_deref(),
+            edge_url: self.edge_url.as_deref(),
+            hostnames: &self.hostnames,
+            plain_http: self.plain_http,
+            behind_proxy: self.behind_proxy,
+            database_url: self.database_url.as_ref().map(redacted),
+            secret_key: self.secret_key.as_ref().map(|_| "(redacted)"),
+            poll_interval: format!("{:?}", self.poll_interval),
+            heartbeat: format!("{:?}", self.heartbeat),
+            trust_domain: &self.trust_domain,
+            ca_chain: ca.map(|ca| &*ca.chain),
+            ca_key: ca.map(|ca| &*ca.key),
+            ca_root: ca.map(|ca| &*ca.root),
+            kustomize: self.render.program.as_deref(),
+            render_parallelism: self.render.parallelism,
+            render_timeout: format!("{:?}", self.render.timeout),
+            render_memory: self.render.memory_limit / (1024 * 1024),
+            allow_unsandboxed: self.render.allow_unsandboxed,
+            log: &self.log,
+            log_format: self.log_format,
+        };
+        toml::to_string(&shown).unwrap_or_else(|error| error.to_string())
+    }
+}
+
+fn read(path: &Path) -> Result<Settings, ConfigError> {
+    let text = fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    toml::from_str(&text)
+        .map_err(|error| ConfigError::Invalid { path: path.to_owned(), source: Box::new(error) })
+}
+
+fn redacted(url: &SecretString) -> String {
+    use secrecy::ExposeSecret as _;
+    match url::Url::parse(url.expose_secret()) {
+        Ok(mut url) if url.password().is_some() => {
+            match url.set_password(Some("redacted")) {
+                Ok(()) => url.to_string(),
+                Err(()) => "(redacted)".to_owned(),
+            }
+        }
+        Ok(url) => url.to_string(),
+        Err(_) => "(redacted)".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(arguments: &[&str]) -> Settings {
+        let program = std::iter::once("longshore-controller");
+        CommandLine::try_parse_from(program.chain(arguments.iter().copied())).unwrap().settings
+    }
+
+    #[test]
+    fn no_settings_at_all_work() {
+        let config = Config::resolve(Settings::default(), None).unwrap();
+        assert_eq!(config.data_dir, Path::new("longshore-data"));
+        assert_eq!(config.public_listen.port(), 8443);
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("longshore.toml");
+        fs::write(&file, "heartbeat = \"10s\"\npoll-interval = \"5m\"\n").unwrap();
+        let config = Config::resolve(settings(&["--heartbeat", "7s"]), Some(&file)).unwrap();
+        assert_eq!(config.heartbeat, Duration::from_secs(7));
+        assert_eq!(config.poll_interval, Duration::from_secs(300));
+        fs::write(&file, "hartbeat = \"10s\"\n").unwrap();
+        let error = Config::resolve(Settings::default(), Some(&file)).unwrap_err().to_string();
+        assert!(error.contains("longshore.toml") && error.contains("hartbeat"), "{error}");
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let plain = Config::resolve(settings(&["--plain-http"]), None).unwrap_err();
+        assert!(plain.to_string().contains("loopback"));
+        assert!(
+            Config::resolve(settings(&["--plain-http", "--public-listen", "127.0.0.1:0"]), None)
+                .is_ok()
+        );
+        let half = Config::resolve(settings(&["--ca-key", "x"]), None).unwrap_err();
+        assert!(half.to_string().contains("go together"));
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let config = Config::resolve(
+            settings(&[
+                "--secret-key", "5ec2e7", "--database-url", "postgres://me:hunter2@db/longshore",
+            ]),
+            None,
+        )
+        .unwrap();
+        let shown = config.describe();
+        assert!(!shown.contains("hunter2") && !shown.contains("5ec2e7"), "{shown}");
+        assert!(shown.contains("postgres://me:redacted@db/longshore"), "{shown}");
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let again: Settings = toml::from_str(&shown).unwrap();
+        assert_eq!(again.log.as_deref(), Some("info,sqlx=warn"));
+    }
+}

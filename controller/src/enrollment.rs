@@ -1,0 +1,278 @@
+//! How a device gets in: token and request, then pending, then approved or rejected.
+//!
+//! ```text
+//! POST /v1/enroll ─▶ registered (pending) ─▶ branch or commit ─▶ merged ─▶ active ─▶ certificate
+//!                        │                    (branches)          (reconcile)
+//!                        └─ repeated: the same device, by its key
+//! ```
+//!
+//! A device is known by its key. Repeating the call with the same key gives the same device, whatever happened
+//! in between; the signature of the request proves that the caller holds the key. Only a new device counts as a
+//! use of the token, and the count is exact under concurrency.
+
+pub mod branches;
+pub mod limits;
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use longshore_protocol::{
+    DeviceId, DeviceName,
+    api::{DeviceState, EnrollApproved, EnrollPending, EnrollRejected, EnrollRequest, Facts},
+};
+use secrecy::ExposeSecret as _;
+use tokio::time::Instant;
+use tracing::info;
+
+use self::limits::Limits;
+use crate::{
+    ca::{Ca, CaError, Request, Signer as _, pem},
+    clock,
+    fleets::Fleets,
+    metrics::Metrics,
+    secret::{self, Keyring},
+    store::{
+        Store, StoreError,
+        devices::{self, Device},
+        tokens::{self, Token},
+    },
+};
+
+/// The longest that a call is held while its device is pending.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+/// After how many seconds a pending device is to call again.
+const RETRY_AFTER: u64 = 5;
+const MAX_FACTS: usize = 64;
+const MAX_FACT_LENGTH: usize = 256;
+
+/// What an enrolment call comes to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// `202`.
+    Pending(EnrollPending),
+    /// `200`.
+    Approved(EnrollApproved),
+    /// `403`.
+    Rejected(EnrollRejected),
+}
+
+/// Why an enrolment call is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrollError {
+    /// `404`: the token is unknown, expired, exhausted or revoked; which, is not told.
+    #[error("Token not found")]
+    TokenNotFound,
+    /// `409`: another key has the name.
+    #[error(
+        "the name `{0}` is taken by a device with another key; choose another name, or decommission that device first"
+    )]
+    NameTaken(DeviceName),
+    /// `422`: the name or the request is no good.
+    #[error("{0}")]
+    Invalid(String),
+    /// `429`: too many tries.
+    #[error("too many tries; come back after {} s", retry_after.as_secs().max(1))]
+    TooMany {
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// `500`: ours.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    /// `500`: ours.
+    #[error("the certificate could not be made")]
+    Ca(#[source] CaError),
+}
+
+/// Lets devices in.
+#[derive(Debug)]
+pub struct Enrollment {
+    /// Remembers.
+    pub store: Store,
+    /// Issues certificates.
+    pub ca: Arc<Ca>,
+    /// Derives device tokens.
+    pub keyring: Arc<Keyring>,
+    /// Carries out and notices approvals.
+    pub fleets: Arc<Fleets>,
+    /// Bounds tries.
+    pub limits: Limits,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Where devices connect.
+    pub edge_url: String,
+}
+
+impl Enrollment {
+    /// Handles one call with the token `presented`, from `source`.
+    pub async fn enroll(
+        &self,
+        presented: &str,
+        request: EnrollRequest,
+        source: IpAddr,
+    ) -> Result<Outcome, EnrollError> {
+        let result = self.handle(presented, request, source).await;
+        if result.is_err() {
+            self.metrics.enrollments_refused.inc();
+        }
+        result
+    }
+
+    async fn handle(
+        &self,
+        presented: &str,
+        request: EnrollRequest,
+        source: IpAddr,
+    ) -> Result<Outcome, EnrollError> {
+        // Failures are counted by address, but a right token is never turned away for its neighbours' sake:
+        // thousands of devices may share one address.
+        let Some(token) = self.token(presented).await? else {
+            return Err(match self.limits.failed_try(source) {
+                Ok(()) => EnrollError::TokenNotFound,
+                Err(retry_after) => EnrollError::TooMany { retry_after },
+            });
+        };
+        self.limits
+            .token_try(&token.id)
+            .map_err(|retry_after| EnrollError::TooMany { retry_after })?;
+        let name: DeviceName =
+            request.name.parse().map_err(|error| EnrollError::Invalid(format!("{error}")))?;
+        let csr =
+            Request::from_pem(&request.csr).map_err(|error| EnrollError::Invalid(error.to_string()))?;
+        let facts = bounded(request.facts)?;
+        let mut changes = self.fleets.changes(&token.fleet);
+        let device = self.register(&token, name, &csr, facts, source).await?;
+        let deadline = Instant::now() + Duration::from_secs(request.wait).min(MAX_WAIT);
+        let mut device = device;
+        while device.state == DeviceState::Pending {
+            let changed = async {
+                match &mut changes {
+                    Some(changes) => changes.changed().await.is_ok(),
+                    None => false,
+                }
+            };
+            match tokio::time::timeout_at(deadline, changed).await {
+                Ok(true) => {}
+                Ok(false) | Err(_) => break,
+            }
+            let mut db = self.store.read().await?;
+            let found = devices::by_key(&mut db, &token.fleet, csr.key_digest()).await?;
+            device = found.ok_or(EnrollError::TokenNotFound)?;
+        }
+        self.answer(&device, &csr)
+    }
+
+    /// The token, unless it is revoked. Whether it may still register new devices is decided where one is.
+    async fn token(&self, presented: &str) -> Result<Option<Token>, EnrollError> {
+        let mut db = self.store.read().await?;
+        let token = tokens::by_hash(&mut db, secret::hash(presented)).await?;
+        Ok(token.filter(|token| !token.revoked))
+    }
+
+    async fn register(
+        &self,
+        token: &Token,
+        name: DeviceName,
+        csr: &Request,
+        facts: Facts,
+        source: IpAddr,
+    ) -> Result<Device, EnrollError> {
+        let key = csr.key_digest();
+        let mut db = self.store.read().await?;
+        if let Some(device) = devices::by_key(&mut db, &token.fleet, key).await? {
+            // Another token of the fleet may have been given since; the device is the same.
+            return Ok(device);
+        }
+        drop(db);
+        let now = clock::now_ms();
+        let device = Device {
+            id: DeviceId::from_random(rand::random()),
+            fleet: token.fleet.clone(),
+            name: name.clone(),
+            public_key: key,
+            state: DeviceState::Pending,
+            state_reason: "waits for approval".to_owned(),
+            token: token.id.clone(),
+            branch_pushed: false,
+            folder_to_delete: false,
+            labels: token.labels.clone(),
+            facts,
+            conditions: Vec::new(),
+            source_address: source.to_string(),
+            connected: false,
+            last_seen: None,
+            created_at: now,
+        };
+        let mut db = self.store.write().await?;
+        if !tokens::take_use(&mut db, token, now).await? {
+            return Err(EnrollError::TokenNotFound);
+        }
+        match devices::insert(&mut db, &device).await {
+            Ok(()) => {}
+            Err(StoreError::Duplicate(_)) => {
+                drop(db);
+                // Either the name is taken, or the same device came twice at the same moment.
+                let mut db = self.store.read().await?;
+                let same = devices::by_key(&mut db, &token.fleet, key).await?;
+                return same.ok_or(EnrollError::NameTaken(name));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        db.commit().await.map_err(StoreError::from)?;
+        self.metrics.enrollments.inc();
+        info!(
+            fleet = %device.fleet, device = %device.name, id = %device.id, key = %device.public_key,
+            "a device asks to enroll"
+        );
+        self.fleets.poke(&token.fleet);
+        Ok(device)
+    }
+
+    fn answer(&self, device: &Device, csr: &Request) -> Result<Outcome, EnrollError> {
+        let device_token = || {
+            self.keyring
+                .device_token(&device.id, device.public_key)
+                .expose_secret()
+                .to_owned()
+        };
+        Ok(match device.state {
+            DeviceState::Pending => Outcome::Pending(EnrollPending {
+                device_id: device.id.clone(),
+                device_token: device_token(),
+                status: "pending".to_owned(),
+                retry_after: RETRY_AFTER,
+            }),
+            DeviceState::Active => {
+                let chain = self
+                    .ca
+                    .sign_device(csr, &device.fleet.tenant, &device.id, clock::now_ms())
+                    .map_err(EnrollError::Ca)?;
+                Outcome::Approved(EnrollApproved {
+                    device_id: device.id.clone(),
+                    device_token: device_token(),
+                    certificate_chain: pem("CERTIFICATE", &chain),
+                    ca_bundle: self.ca.root_bundle(),
+                    edge_url: self.edge_url.clone(),
+                })
+            }
+            DeviceState::Rejected => Outcome::Rejected(EnrollRejected {
+                status: "rejected".to_owned(),
+                reason: device.state_reason.clone(),
+            }),
+            DeviceState::Decommissioned => Outcome::Rejected(EnrollRejected {
+                status: "decommissioned".to_owned(),
+                reason: device.state_reason.clone(),
+            }),
+        })
+    }
+}
+
+/// Facts come from outside: few, short, and without control characters.
+pub fn bounded(facts: Facts) -> Result<Facts, EnrollError> {
+    if facts.len() > MAX_FACTS {
+        return Err(EnrollError::Invalid(format!("more than {MAX_FACTS} facts")));
+    }
+    let clean = |text: String| -> String {
+        text.chars().filter(|char| !char.is_control()).take(MAX_FACT_LENGTH).collect()
+    };
+    Ok(facts.into_iter().map(|(name, value)| (clean(name), clean(value))).collect())
+}

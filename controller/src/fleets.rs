@@ -1,0 +1,194 @@
+//! The fleets that are followed: each with a source, a reconciler and its enrolment, under one span.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use longshore_fleet::RepoPath;
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument as _, info_span};
+
+use crate::{
+    builds::Builds,
+    enrollment::branches::Branches,
+    hub::Hub,
+    metrics::Metrics,
+    reconcile::{Parts, Reconciler},
+    source::{Observation, Source, git::GitError, mirror::Mirror},
+    store::{
+        Store,
+        fleets::{Fleet, FleetId},
+    },
+};
+
+/// One fleet that is followed.
+#[derive(Debug)]
+struct Followed {
+    source: Arc<Notify>,
+    branches: Branches,
+    reconcile: Arc<Notify>,
+    changes: watch::Receiver<u64>,
+    stop: CancellationToken,
+}
+
+/// The fleets that are followed.
+#[derive(Debug)]
+pub struct Fleets {
+    /// Where the mirrors are.
+    pub directory: PathBuf,
+    /// How often to look at a repo without being poked.
+    pub interval: Duration,
+    /// Remembers.
+    pub store: Store,
+    /// Builds.
+    pub builds: Builds,
+    /// Reaches devices.
+    pub hub: Arc<Hub>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Runs.
+    pub tasks: TaskTracker,
+    /// Ends it all.
+    pub shutdown: CancellationToken,
+    followed: Mutex<HashMap<FleetId, Followed>>,
+}
+
+impl Fleets {
+    /// No fleets yet.
+    #[expect(clippy::too_many_arguments, reason = "it only takes what it wires together")]
+    pub fn new(
+        directory: PathBuf,
+        interval: Duration,
+        store: Store,
+        builds: Builds,
+        hub: Arc<Hub>,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            directory,
+            interval,
+            store,
+            builds,
+            hub,
+            metrics,
+            tasks,
+            shutdown,
+            followed: Mutex::default(),
+        }
+    }
+
+    /// Follows a fleet until [`Self::leave`] or the shutdown.
+    pub async fn follow(&self, fleet: &Fleet) -> Result<(), GitError> {
+        let directory = self.mirror_directory(&fleet.id);
+        let mirror = Mirror::open(directory, fleet).await?;
+        let local = fleet.trusted.then(|| local_path(&fleet.repo)).flatten();
+        let (found, observation) = watch::channel(Observation::default());
+        let (changes, changed) = watch::channel(0);
+        let stop = self.shutdown.child_token();
+        let source = Source {
+            mirror: mirror.clone(),
+            local,
+            interval: self.interval,
+            poke: Arc::default(),
+        };
+        // What was checked when the fleet was made is checked here again by falling back to the root.
+        let root = RepoPath::new(&fleet.path).unwrap_or_else(|_| RepoPath::root());
+        let branches = Branches {
+            fleet: fleet.id.clone(),
+            root: root.clone(),
+            mirror: mirror.clone(),
+            observation: observation.clone(),
+            poke: Arc::default(),
+            source: source.poke.clone(),
+            store: self.store.clone(),
+        };
+        let reconcile: Arc<Notify> = Arc::default();
+        let reconciler = Reconciler::new(Parts {
+            fleet: fleet.id.clone(),
+            root,
+            mirror,
+            observation,
+            poke: reconcile.clone(),
+            changes,
+            store: self.store.clone(),
+            builds: self.builds.clone(),
+            hub: self.hub.clone(),
+            metrics: self.metrics.clone(),
+        });
+        let followed = Followed {
+            source: source.poke.clone(),
+            branches: branches.clone(),
+            reconcile,
+            changes: changed,
+            stop: stop.clone(),
+        };
+        let older = self.followed().insert(fleet.id.clone(), followed);
+        if let Some(older) = older {
+            older.stop.cancel();
+        }
+        let span = info_span!("fleet", tenant = %fleet.id.tenant, fleet = %fleet.id.name);
+        self.tasks.spawn(source.run(found, stop.clone()).instrument(span.clone()));
+        self.tasks.spawn(branches.run(stop.clone()).instrument(span.clone()));
+        self.tasks.spawn(reconciler.run(stop).instrument(span));
+        Ok(())
+    }
+
+    /// Follows a fleet no longer. Its mirror is deleted.
+    pub fn leave(&self, fleet: &FleetId) {
+        if let Some(followed) = self.followed().remove(fleet) {
+            followed.stop.cancel();
+        }
+        let directory = self.mirror_directory(fleet);
+        self.tasks.spawn(async move {
+            if let Err(error) = tokio::fs::remove_dir_all(&directory).await {
+                tracing::warn!(%error, path = %directory.display(), "the mirror stays behind");
+            }
+        });
+    }
+
+    /// Makes a fleet's source look at the repo.
+    pub fn look(&self, fleet: &FleetId) {
+        if let Some(followed) = self.followed().get(fleet) {
+            followed.source.notify_one();
+        }
+    }
+
+    /// Makes a fleet's reconciler and enrolment look at the store.
+    pub fn poke(&self, fleet: &FleetId) {
+        if let Some(followed) = self.followed().get(fleet) {
+            followed.reconcile.notify_one();
+            followed.branches.poke.notify_one();
+        }
+    }
+
+    /// Tells when devices of a fleet were approved, rejected or decommissioned.
+    pub fn changes(&self, fleet: &FleetId) -> Option<watch::Receiver<u64>> {
+        self.followed().get(fleet).map(|followed| followed.changes.clone())
+    }
+
+    /// A fleet's enrolment in Git.
+    pub fn branches(&self, fleet: &FleetId) -> Option<Branches> {
+        self.followed().get(fleet).map(|followed| followed.branches.clone())
+    }
+
+    fn mirror_directory(&self, fleet: &FleetId) -> PathBuf {
+        let name = format!("{}.git", fleet.name);
+        self.directory.join(fleet.tenant.as_str()).join(name)
+    }
+
+    fn followed(&self) -> std::sync::MutexGuard<'_, HashMap<FleetId, Followed>> {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where a repo lies, if it is given by an absolute path.
+fn local_path(repo: &str) -> Option<PathBuf> {
+    let path = Path::new(repo);
+    (path.is_absolute() && path.is_dir()).then(|| path.to_owned())
+}

@@ -1,0 +1,184 @@
+//! The edge listener: one WebSocket per device, driven by [`ControlSession`].
+//!
+//! ```text
+//! TLS handshake (certificate of our authority) ─▶ device by certificate ─▶ upgrade (device token) ─▶ session
+//! ```
+//!
+//! Who a device is comes from its certificate alone. The certificate and the token must belong to the same,
+//! active device; that is looked up at every connect, and a poke looks it up again, so a cut-off takes effect at
+//! once. One task per connection; a peer that does not read is cut off when its frame does not get through.
+
+mod session;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE, SEC_WEBSOCKET_PROTOCOL},
+};
+use longshore_protocol::{
+    api::{DeviceState, EDGE_PATH, EnrollRejected, SUBPROTOCOL},
+    message::MAX_DEVICE_FRAME,
+};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::{
+    WebSocketStream, accept_hdr_async_with_config,
+    tungstenite::{
+        handshake::server::{ErrorResponse, Request, Response as Upgrade},
+        protocol::WebSocketConfig,
+    },
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument as _, debug, info_span, warn};
+
+use crate::{
+    ca::{Ca, identity_of},
+    hub::Hub,
+    metrics::Metrics,
+    secret::Keyring,
+    store::{Store, devices::{self, Device}},
+    tls::TlsListener,
+};
+
+const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
+/// The WebSocket library's default of 128 KiB per connection would be 1.3 GB for 10,000 devices.
+const BUFFER: usize = 4 * 1024;
+
+/// Serves devices.
+#[derive(Debug)]
+pub struct Gateway {
+    /// Remembers.
+    pub store: Store,
+    /// Knows who is connected.
+    pub hub: Arc<Hub>,
+    /// Checks device tokens.
+    pub keyring: Arc<Keyring>,
+    /// Issues certificates.
+    pub ca: Arc<Ca>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// How often devices ping.
+    pub heartbeat: Duration,
+    /// Ends sessions.
+    pub shutdown: CancellationToken,
+}
+
+impl Gateway {
+    /// Serves what `listener` accepts, until the shutdown.
+    pub async fn run(self: Arc<Self>, mut listener: TlsListener, tasks: TaskTracker) {
+        while let Some((stream, peer)) = listener.next().await {
+            let gateway = self.clone();
+            tasks.spawn(async move { gateway.serve(stream, peer).await });
+        }
+    }
+
+    async fn serve(&self, stream: TlsStream<TcpStream>, peer: SocketAddr) {
+        let identity = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| identity_of(chain.first()?, self.ca.trust_domain()));
+        let Some(identity) = identity else {
+            debug!(%peer, "a certificate of ours that is no device's");
+            return;
+        };
+        let span = info_span!("session", tenant = %identity.tenant, id = %identity.device);
+        async {
+            let device = match self.store.read().await {
+                Ok(mut db) => devices::by_id(&mut db, &identity.device).await,
+                Err(error) => Err(error),
+            };
+            let device = match device {
+                Ok(device) => device.filter(|device| device.fleet.tenant == identity.tenant),
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "the device cannot be looked up");
+                    return;
+                }
+            };
+            let Some(socket) = self.upgrade(stream, device.as_ref()).await else { return };
+            if let Some(device) = device {
+                session::Session::new(self, device, socket).run().await;
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+
+    async fn upgrade(
+        &self,
+        stream: TlsStream<TcpStream>,
+        device: Option<&Device>,
+    ) -> Option<WebSocketStream<TlsStream<TcpStream>>> {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(BUFFER)
+            .write_buffer_size(0)
+            .max_write_buffer_size(16 * 1024 * 1024)
+            .max_message_size(Some(MAX_DEVICE_FRAME))
+            .max_frame_size(Some(MAX_DEVICE_FRAME));
+        #[expect(clippy::result_large_err, reason = "the signature is the WebSocket library's")]
+        let check = |request: &Request, mut response: Upgrade| {
+            admit(&self.keyring, device, request)?;
+            let protocol = HeaderValue::from_static(SUBPROTOCOL);
+            response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+            Ok(response)
+        };
+        let upgrade = accept_hdr_async_with_config(stream, check, Some(config));
+        match timeout(UPGRADE_DEADLINE, upgrade).await {
+            Ok(Ok(socket)) => Some(socket),
+            Ok(Err(error)) => {
+                debug!(%error, "the device was not let in");
+                None
+            }
+            Err(_elapsed) => {
+                debug!("the device did not ask for a session in time");
+                None
+            }
+        }
+    }
+}
+
+/// Checks what the TLS handshake could not.
+#[expect(clippy::result_large_err, reason = "the error type is the WebSocket library's")]
+fn admit(keyring: &Keyring, device: Option<&Device>, request: &Request) -> Result<(), ErrorResponse> {
+    if request.uri().path() != EDGE_PATH {
+        return Err(refuse(StatusCode::NOT_FOUND, "unknown", "the path is not known"));
+    }
+    let speaks = request.headers().get_all(SEC_WEBSOCKET_PROTOCOL).iter().any(|value| {
+        value.to_str().is_ok_and(|list| list.split(',').any(|name| name.trim() == SUBPROTOCOL))
+    });
+    if !speaks {
+        return Err(refuse(StatusCode::BAD_REQUEST, "unknown", "the subprotocol is not offered"));
+    }
+    let token = request
+        .headers()
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+        .unwrap_or_default();
+    let device = device.filter(|device| {
+        keyring.is_device_token(&device.id, device.public_key, token)
+    });
+    match device.map(|device| (device.state, &device.state_reason)) {
+        None => Err(refuse(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "the certificate and the device token do not belong to the same device",
+        )),
+        Some((DeviceState::Active, _)) => Ok(()),
+        Some((DeviceState::Decommissioned, reason)) => {
+            Err(refuse(StatusCode::FORBIDDEN, "decommissioned", reason))
+        }
+        Some((DeviceState::Pending | DeviceState::Rejected, reason)) => {
+            Err(refuse(StatusCode::FORBIDDEN, "rejected", reason))
+        }
+    }
+}
+
+fn refuse(status: StatusCode, state: &str, reason: &str) -> ErrorResponse {
+    let body = EnrollRejected { status: state.to_owned(), reason: reason.to_owned() };
+    let mut response = Response::new(Some(serde_json::to_string(&body).unwrap_or_default()));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}

@@ -1,0 +1,40 @@
+//! `longshore-controller`: reads the settings and runs.
+
+use std::{io::Write as _, process::ExitCode};
+
+use clap::Parser as _;
+use longshore_controller::{
+    config::{Command, CommandLine, Config},
+    run, telemetry,
+};
+
+fn main() -> ExitCode {
+    let CommandLine { command, config, settings } = CommandLine::parse();
+    let config = match Config::resolve(settings, config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return fail(&error.into(), 2),
+    };
+    if let Some(Command::Config) = command {
+        return match std::io::stdout().write_all(config.describe().as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error.into(), 1),
+        };
+    }
+    if let Err(error) = telemetry::init(&config.log, config.log_format) {
+        return fail(&error.into(), 2);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.into(), 1),
+    };
+    match runtime.block_on(run::run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.into(), 1),
+    }
+}
+
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    // Where stderr is closed, the exit code is all that can be said.
+    drop(writeln!(std::io::stderr(), "longshore-controller: {error:#}"));
+    ExitCode::from(code)
+}

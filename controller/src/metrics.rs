@@ -1,0 +1,131 @@
+//! What `/metrics` shows, in the Prometheus text format.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Builds that a kustomize process ran for.
+    pub renders: Counter,
+    /// How long builds took, in seconds.
+    pub render_seconds: Histogram,
+    /// Passes of reconcilers.
+    pub reconciliations: Counter,
+    /// How long passes took, in seconds.
+    pub reconcile_seconds: Histogram,
+    /// Changes of devices' desired states.
+    pub desired_changes: Counter,
+    /// Connected devices.
+    pub sessions: Gauge,
+    /// Deltas sent.
+    pub deltas: Counter,
+    /// Offers sent.
+    pub offers: Counter,
+    /// Bytes of manifests sent to devices: deltas, offers and objects, before TLS.
+    pub manifest_bytes: Counter,
+    /// Devices that enrolled.
+    pub enrollments: Counter,
+    /// Enrolment calls that were refused.
+    pub enrollments_refused: Counter,
+    /// Webhook calls that were verified.
+    pub webhooks: Counter,
+    /// Resident memory of the process, in bytes.
+    resident_memory: Gauge<f64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let seconds = || {
+            Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
+        };
+        let mut registry = Registry::with_prefix("longshore");
+        let metrics = Self {
+            registry: Registry::default(),
+            renders: Counter::default(),
+            render_seconds: seconds(),
+            reconciliations: Counter::default(),
+            reconcile_seconds: seconds(),
+            desired_changes: Counter::default(),
+            sessions: Gauge::default(),
+            deltas: Counter::default(),
+            offers: Counter::default(),
+            manifest_bytes: Counter::default(),
+            enrollments: Counter::default(),
+            enrollments_refused: Counter::default(),
+            webhooks: Counter::default(),
+            resident_memory: Gauge::default(),
+        };
+        registry.register("renders", "Kustomize builds that ran", metrics.renders.clone());
+        registry.register(
+            "render_seconds",
+            "Time of one kustomize build",
+            metrics.render_seconds.clone(),
+        );
+        registry.register(
+            "reconciliations",
+            "Passes of the fleets' reconcilers",
+            metrics.reconciliations.clone(),
+        );
+        registry.register(
+            "reconcile_seconds",
+            "Time of one pass",
+            metrics.reconcile_seconds.clone(),
+        );
+        registry.register(
+            "desired_changes",
+            "Changes of devices' desired states",
+            metrics.desired_changes.clone(),
+        );
+        registry.register("sessions", "Connected devices", metrics.sessions.clone());
+        registry.register("deltas", "Deltas sent to devices", metrics.deltas.clone());
+        registry.register("offers", "Offers sent to devices", metrics.offers.clone());
+        registry.register(
+            "manifest_bytes",
+            "Bytes of manifests sent to devices",
+            metrics.manifest_bytes.clone(),
+        );
+        registry.register("enrollments", "Devices that enrolled", metrics.enrollments.clone());
+        registry.register(
+            "enrollments_refused",
+            "Enrolment calls that were refused",
+            metrics.enrollments_refused.clone(),
+        );
+        registry.register("webhooks", "Verified webhook calls", metrics.webhooks.clone());
+        registry.register(
+            "resident_memory_bytes",
+            "Resident memory of the controller",
+            metrics.resident_memory.clone(),
+        );
+        Self { registry, ..metrics }
+    }
+}
+
+impl Metrics {
+    /// The text that Prometheus reads.
+    pub fn text(&self) -> String {
+        if let Some(bytes) = resident_bytes() {
+            self.resident_memory.set(bytes);
+        }
+        let mut text = String::new();
+        // Writing into a `String` cannot fail.
+        if encode(&mut text, &self.registry).is_err() {
+            text.clear();
+        }
+        text
+    }
+}
+
+/// Resident memory as Linux tells it (proc(5): `VmRSS` in kibibytes).
+fn resident_bytes() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024.0)
+}

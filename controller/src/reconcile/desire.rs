@@ -1,0 +1,322 @@
+//! What each active device is to run: overlay, closure, build, variables.
+//!
+//! Everything is found by content, and what was found is remembered: a device whose file and input key did not
+//! change costs two look-ups. Builds without `${` are kept as sets of references; only those with references
+//! keep their bodies in memory.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use longshore_fleet::{
+    Closure, ClosureError, Closures, DeviceSpec, Fleet, InputKey, RepoPath, Variables,
+};
+use longshore_protocol::{Condition, DeviceId, ManifestSet, Object, condition};
+
+use super::{Parts, Reading, ReconcileError, Reconciler, approve::by_key, blocking};
+use crate::{
+    builds::Standing,
+    clock,
+    rollout::{Candidate, Current, Wanted, empty_digest},
+    store::{
+        content::{self, Build},
+        devices::{Description, DeviceView},
+    },
+};
+
+/// What this pass found out about the active devices.
+#[derive(Debug, Default)]
+pub(super) struct Desires {
+    pub candidates: Vec<Candidate>,
+    pub descriptions: BTreeMap<DeviceId, Description>,
+    /// `path:line: message` each.
+    pub problems: Vec<String>,
+    /// Objects that the variables of some device made, not yet in the store.
+    pub fresh_objects: Vec<Object>,
+}
+
+/// What earlier passes found out.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    builds: HashMap<InputKey, Arc<Built>>,
+    sets: HashMap<DeviceId, (InputKey, DeviceSpec, Arc<ManifestSet>)>,
+}
+
+/// A build, as far as devices need it.
+#[derive(Debug)]
+enum Built {
+    /// No object has references.
+    Plain(Arc<ManifestSet>),
+    /// Some have.
+    Template(Vec<Object>),
+    Failed(String),
+}
+
+/// Why a device's wanted state is not known, with the reason of its `Rendered` condition.
+struct Trouble {
+    reason: &'static str,
+    message: String,
+    is_problem: bool,
+}
+
+impl Reconciler {
+    pub(super) async fn desire(
+        &mut self,
+        reading: &Reading,
+        fleet: &Fleet,
+        active: &[DeviceView],
+    ) -> Result<Desires, ReconcileError> {
+        let specs = by_key(fleet);
+        let overlays: HashSet<_> = active
+            .iter()
+            .filter_map(|view| specs.get(&view.device.public_key))
+            .map(|spec| spec.overlay.clone())
+            .collect();
+        let closures = self.closures(reading, overlays).await?;
+        self.load_builds(&closures).await?;
+
+        let now = clock::now_ms();
+        let mut desires = Desires::default();
+        let mut remembered = HashMap::new();
+        for view in active {
+            let device = &view.device;
+            let spec = specs.get(&device.public_key).copied();
+            let wanted = match spec {
+                Some(spec) => self
+                    .wanted(view, spec, &closures, reading, &mut desires.fresh_objects)
+                    .map(Wanted::Set),
+                // A file with problems says nothing; only a folder that is not there, or that names another
+                // key, takes the device away.
+                None if is_broken(fleet, view) => Err(Trouble {
+                    reason: "Invalid",
+                    message: problems_of(fleet, view),
+                    is_problem: false,
+                }),
+                None => Ok(Wanted::Gone),
+            };
+            let mut conditions = device.conditions.clone();
+            let wanted = match wanted {
+                Ok(Wanted::Set(set)) => {
+                    condition::set(&mut conditions, rendered(&set, now));
+                    if let Some((key, spec)) = spec
+                        .and_then(|spec| Some((closures.get(&spec.overlay)?.as_ref().ok()?.key, spec)))
+                    {
+                        remembered.insert(device.id.clone(), (key, spec.clone(), set.clone()));
+                    }
+                    Wanted::Set(set)
+                }
+                Ok(other) => other,
+                Err(trouble) => {
+                    if trouble.is_problem {
+                        desires.problems.push(trouble.message.clone());
+                    }
+                    // A build that runs is no news; the last statement stays until it is done.
+                    if trouble.reason != "Building" || conditions.is_empty() {
+                        condition::set(
+                            &mut conditions,
+                            Condition::fails("Rendered", trouble.reason, trouble.message, now),
+                        );
+                    }
+                    Wanted::Unknown
+                }
+            };
+            let current = view.desired.as_ref().map(|desired| Current {
+                target: desired.target,
+                empty: desired.target.digest == empty_digest(),
+            });
+            desires.candidates.push(Candidate {
+                id: device.id.clone(),
+                name: device.name.clone(),
+                current,
+                wanted,
+            });
+            let (name, labels) = match spec {
+                Some(spec) => (spec.name.clone(), spec.labels.clone()),
+                None => (device.name.clone(), device.labels.clone()),
+            };
+            let id = device.id.clone();
+            desires.descriptions.insert(id.clone(), Description { id, name, labels, conditions });
+        }
+        self.desires.sets = remembered;
+        Ok(desires)
+    }
+
+    /// The closures of all overlays, or why there is none.
+    async fn closures(
+        &mut self,
+        reading: &Reading,
+        overlays: HashSet<RepoPath>,
+    ) -> Result<HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>, ReconcileError> {
+        let tree = reading.tree.clone();
+        let cache = std::mem::take(&mut self.closures);
+        let identity = self.parts.builds.identity().to_owned();
+        let (closures, cache) = blocking(move || {
+            let mut walker = Closures::with_cache(&*tree, &identity, cache);
+            let closures: HashMap<_, _> = overlays
+                .into_iter()
+                .map(|overlay| {
+                    let closure = walker.closure(&overlay);
+                    (overlay, closure)
+                })
+                .collect();
+            (closures, walker.into_cache())
+        })
+        .await?;
+        self.closures = cache;
+        Ok(closures)
+    }
+
+    /// Brings the builds of these closures to memory, as far as the store has them, and forgets all others.
+    async fn load_builds(
+        &mut self,
+        closures: &HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>,
+    ) -> Result<(), ReconcileError> {
+        let keys: HashSet<_> =
+            closures.values().filter_map(|closure| Some(closure.as_ref().ok()?.key)).collect();
+        let known = &mut self.desires.builds;
+        known.retain(|key, _| keys.contains(key));
+        let missing: Vec<_> = keys.into_iter().filter(|key| !known.contains_key(key)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let tenant = &self.parts.fleet.tenant;
+        let mut db = self.parts.store.read().await?;
+        let builds = content::builds(&mut db, tenant, &missing).await?;
+        let digests = builds.values().flat_map(|build| match build {
+            Build::Objects(digests) => digests.as_slice(),
+            Build::Failed(_) => &[],
+        });
+        let objects = content::objects(&mut db, tenant, digests.copied()).await?;
+        for (key, build) in builds {
+            let built = match build {
+                Build::Failed(message) => Built::Failed(message),
+                Build::Objects(digests) => {
+                    let bodies: Option<Vec<_>> =
+                        digests.iter().map(|digest| objects.get(digest).cloned()).collect();
+                    // A build whose objects are gone is built again.
+                    let Some(bodies) = bodies else { continue };
+                    Built::of(bodies)
+                }
+            };
+            self.desires.builds.insert(key, Arc::new(built));
+        }
+        Ok(())
+    }
+
+    /// The set that one device is to run.
+    fn wanted(
+        &self,
+        view: &DeviceView,
+        spec: &DeviceSpec,
+        closures: &HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>,
+        reading: &Reading,
+        fresh: &mut Vec<Object>,
+    ) -> Result<Arc<ManifestSet>, Trouble> {
+        if let Some(id) = &spec.id
+            && *id != view.device.id
+        {
+            return Err(Trouble {
+                reason: "Invalid",
+                message: format!(
+                    "{}: `spec.id` is {id}, but the device with this key is {}",
+                    spec.file, view.device.id
+                ),
+                is_problem: true,
+            });
+        }
+        let closure = match closures.get(&spec.overlay) {
+            Some(Ok(closure)) => closure,
+            Some(Err(error)) => {
+                let message = error.to_string();
+                return Err(Trouble { reason: "Refused", message, is_problem: true });
+            }
+            None => {
+                let message = "the overlay was not looked at".to_owned();
+                return Err(Trouble { reason: "Building", message, is_problem: false });
+            }
+        };
+        if let Some((key, known, set)) = self.desires.sets.get(&view.device.id)
+            && *key == closure.key
+            && known == spec
+        {
+            return Ok(set.clone());
+        }
+        let Some(built) = self.desires.builds.get(&closure.key) else {
+            let Parts { builds, fleet, poke, .. } = &self.parts;
+            return Err(match builds.start(&fleet.tenant, closure, &reading.tree, poke) {
+                Standing::UnderWay => Trouble {
+                    reason: "Building",
+                    message: "the overlay is being built".to_owned(),
+                    is_problem: false,
+                },
+                Standing::Failed(message) => Trouble {
+                    reason: "BuildFailed",
+                    message: format!("{}: {message}", spec.overlay),
+                    is_problem: true,
+                },
+            });
+        };
+        match &**built {
+            Built::Plain(set) => Ok(set.clone()),
+            Built::Failed(message) => Err(Trouble {
+                reason: "BuildFailed",
+                message: format!("{}: {message}", spec.overlay),
+                is_problem: true,
+            }),
+            Built::Template(objects) => {
+                let mut variables = spec.clone();
+                // The file may leave the id out; the device has one all the same.
+                variables.id = Some(view.device.id.clone());
+                let failed = |message: String| Trouble {
+                    reason: "Variables",
+                    message: format!("{}: {message}", spec.file),
+                    is_problem: true,
+                };
+                let objects = Variables::of(&variables)
+                    .substitute(objects)
+                    .map_err(|error| failed(error.to_string()))?;
+                let set =
+                    ManifestSet::of(&objects).map_err(|error| failed(error.to_string()))?;
+                fresh.extend(objects);
+                Ok(Arc::new(set))
+            }
+        }
+    }
+}
+
+impl Built {
+    fn of(objects: Vec<Object>) -> Self {
+        if objects.iter().any(|object| object.body().windows(2).any(|pair| pair == b"${")) {
+            return Self::Template(objects);
+        }
+        match ManifestSet::of(&objects) {
+            Ok(set) => Self::Plain(Arc::new(set)),
+            Err(error) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+fn rendered(set: &ManifestSet, now: u64) -> Condition {
+    if set.is_empty() {
+        Condition::holds("Rendered", "Empty", "the overlay has no objects", now)
+    } else {
+        Condition::holds("Rendered", "Built", "", now)
+    }
+}
+
+/// Whether the repo still has something for the device, but with problems.
+fn is_broken(fleet: &Fleet, view: &DeviceView) -> bool {
+    let name = &view.device.name;
+    fleet.folders.contains(name) && !fleet.devices.contains_key(name)
+}
+
+fn problems_of(fleet: &Fleet, view: &DeviceView) -> String {
+    let problems: Vec<_> = fleet
+        .problems
+        .iter()
+        .filter(|problem| problem.device.as_ref() == Some(&view.device.name))
+        .map(ToString::to_string)
+        .collect();
+    problems.join("; ")
+}

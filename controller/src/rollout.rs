@@ -1,0 +1,222 @@
+//! Who may move now: a pure plan from what is and what is wanted.
+//!
+//! Planning knows no clock and does no I/O; executing a [`Plan`] leaves no choices. Two rules of safety live
+//! here. A device whose wanted state is not known keeps what it has. And the mass-removal guard: a commit that
+//! would take away more than the fleet allows is held, as far as it takes away, until an operator confirms it.
+
+use std::sync::Arc;
+
+use longshore_protocol::{
+    DeviceId, DeviceName, Digest, Generation, ManifestSet, api::HeldRemoval, message::Held,
+};
+
+/// One active device: what it should run so far, and what the commit wants.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Its id.
+    pub id: DeviceId,
+    /// Its name.
+    pub name: DeviceName,
+    /// What it should run so far.
+    pub current: Option<Current>,
+    /// What the commit wants.
+    pub wanted: Wanted,
+}
+
+/// What a device should run so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Current {
+    /// Generation and digest of the set.
+    pub target: Held,
+    /// Whether the set has no objects.
+    pub empty: bool,
+}
+
+/// What a commit wants of a device.
+#[derive(Clone, Debug)]
+pub enum Wanted {
+    /// To run this.
+    Set(Arc<ManifestSet>),
+    /// Nothing that is known: the overlay is broken, or still being built.
+    Unknown,
+    /// To be gone: its folder was deleted, or names another key.
+    Gone,
+}
+
+/// How much a commit may take away unasked.
+#[derive(Clone, Copy, Debug)]
+pub struct Guard {
+    /// How many removals pass.
+    pub max_removals: usize,
+    /// Whether an operator confirmed this commit's removals.
+    pub confirmed: bool,
+}
+
+/// A device's next desired state.
+#[derive(Clone, Debug)]
+pub struct Move {
+    /// The device.
+    pub id: DeviceId,
+    /// The generation after its present one.
+    pub generation: Generation,
+    /// What it is to run.
+    pub set: Arc<ManifestSet>,
+}
+
+/// What to do, all of it.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Devices whose desired state changes.
+    pub moves: Vec<Move>,
+    /// Devices to decommission.
+    pub decommissions: Vec<DeviceId>,
+    /// Removals that wait for an operator.
+    pub held: Vec<HeldRemoval>,
+}
+
+enum Step {
+    Move(Move),
+    Empty(DeviceName, Move),
+    Decommission(DeviceName, DeviceId),
+}
+
+/// Plans one commit for one fleet.
+pub fn plan(candidates: Vec<Candidate>, guard: Guard) -> Plan {
+    let steps: Vec<_> = candidates.into_iter().filter_map(step).collect();
+    let removals = steps.iter().filter(|step| !matches!(step, Step::Move(_))).count();
+    let hold = removals > guard.max_removals && !guard.confirmed;
+    let mut plan = Plan::default();
+    for step in steps {
+        match step {
+            Step::Move(change) => plan.moves.push(change),
+            Step::Empty(device, _) if hold => {
+                plan.held.push(HeldRemoval { device, removal: "Empty".to_owned() });
+            }
+            Step::Empty(_, change) => plan.moves.push(change),
+            Step::Decommission(device, _) if hold => {
+                plan.held.push(HeldRemoval { device, removal: "Decommission".to_owned() });
+            }
+            Step::Decommission(_, id) => plan.decommissions.push(id),
+        }
+    }
+    plan
+}
+
+fn step(candidate: Candidate) -> Option<Step> {
+    let Candidate { id, name, current, wanted } = candidate;
+    let set = match wanted {
+        Wanted::Unknown => return None,
+        Wanted::Gone => return Some(Step::Decommission(name, id)),
+        Wanted::Set(set) => set,
+    };
+    if current.is_some_and(|current| current.target.digest == set.digest()) {
+        return None;
+    }
+    let generation =
+        current.map_or(Generation::FIRST, |current| current.target.generation.next());
+    let becomes_empty = set.is_empty() && current.is_some_and(|current| !current.empty);
+    let change = Move { id, generation, set };
+    Some(if becomes_empty { Step::Empty(name, change) } else { Step::Move(change) })
+}
+
+/// The digest of a set without objects.
+pub fn empty_digest() -> Digest {
+    ManifestSet::empty().digest()
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_protocol::{Entry, ObjectKey};
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn set(version: u8) -> Arc<ManifestSet> {
+        let key = ObjectKey {
+            api_version: "v1".into(),
+            kind: "ConfigMap".into(),
+            namespace: String::new(),
+            name: "a".into(),
+        };
+        let entry = Entry { key, digest: Digest::of(&[version]), size: 1 };
+        Arc::new(ManifestSet::new((version > 0).then_some(entry)).unwrap())
+    }
+
+    fn current(version: u8, generation: u64) -> Current {
+        let digest = set(version).digest();
+        Current { target: Held { generation: generation.into(), digest }, empty: version == 0 }
+    }
+
+    fn candidate(n: u8, current: Option<Current>, wanted: Wanted) -> Candidate {
+        let name = format!("device-{n}").parse().unwrap();
+        Candidate { id: DeviceId::from_random([n; 16]), name, current, wanted }
+    }
+
+    fn guard(max_removals: usize) -> Guard {
+        Guard { max_removals, confirmed: false }
+    }
+
+    #[test]
+    fn a_new_digest_is_a_new_generation_and_an_old_one_is_none() {
+        let plan = plan(
+            vec![
+                candidate(1, None, Wanted::Set(set(1))),
+                candidate(2, Some(current(1, 7)), Wanted::Set(set(2))),
+                candidate(3, Some(current(2, 7)), Wanted::Set(set(2))),
+                candidate(4, Some(current(2, 7)), Wanted::Unknown),
+            ],
+            guard(5),
+        );
+        let moves: Vec<_> = plan.moves.iter().map(|it| (it.id.clone(), it.generation)).collect();
+        assert_eq!(moves, [
+            (DeviceId::from_random([1; 16]), Generation::from(1)),
+            (DeviceId::from_random([2; 16]), Generation::from(8)),
+        ]);
+        assert!(plan.decommissions.is_empty() && plan.held.is_empty());
+    }
+
+    #[test]
+    fn too_many_removals_are_held_and_the_rest_goes_on() {
+        let candidates = || {
+            vec![
+                candidate(1, Some(current(1, 1)), Wanted::Gone),
+                candidate(2, Some(current(1, 1)), Wanted::Set(set(0))),
+                candidate(3, Some(current(1, 1)), Wanted::Set(set(2))),
+            ]
+        };
+        let held = plan(candidates(), guard(1));
+        assert_eq!(held.moves.len(), 1);
+        assert_eq!(held.held.len(), 2);
+        assert!(held.decommissions.is_empty());
+        let few = plan(candidates(), guard(2));
+        assert_eq!((few.moves.len(), few.decommissions.len(), few.held.len()), (2, 1, 0));
+        let confirmed = plan(candidates(), Guard { max_removals: 1, confirmed: true });
+        assert_eq!((confirmed.decommissions.len(), confirmed.held.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_first_state_may_be_empty() {
+        let plan = plan(vec![candidate(1, None, Wanted::Set(set(0)))], guard(0));
+        assert_eq!((plan.moves.len(), plan.held.len()), (1, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn generations_grow_by_one_exactly_when_the_digest_changes(
+            devices in vec((proptest::option::of((0_u8..3, 1_u64..9)), 0_u8..4), 0..20),
+            max_removals in 0_usize..20,
+        ) {
+            let candidates: Vec<_> = devices.iter().zip(0_u8..).map(|((now, wanted), n)| {
+                let wanted = if *wanted == 3 { Wanted::Unknown } else { Wanted::Set(set(*wanted)) };
+                candidate(n, now.map(|(version, generation)| current(version, generation)), wanted)
+            }).collect();
+            let plan = plan(candidates.clone(), guard(max_removals));
+            for change in &plan.moves {
+                let before = candidates.iter().find(|it| it.id == change.id).unwrap().current;
+                prop_assert_ne!(before.map(|it| it.target.digest), Some(change.set.digest()));
+                let generation = before.map_or(0, |it| it.target.generation.number());
+                prop_assert_eq!(change.generation.number(), generation + 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Wiring, and the way out.
+//!
+//! Everything runs under one [`TaskTracker`] and one [`CancellationToken`]. A signal ends the accepting first,
+//! then the sessions (devices are told when to come back), then the rest, within a bounded grace.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use longshore_fleet::{Kustomize, Render};
+use longshore_protocol::{TenantName, api::EDGE_PATH};
+use secrecy::ExposeSecret as _;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use crate::{
+    api::{self, Api, Peer},
+    builds::Builds,
+    ca::Ca,
+    clock,
+    config::Config,
+    enrollment::{Enrollment, limits::Limits},
+    files,
+    fleets::Fleets,
+    gateway::Gateway,
+    hub::Hub,
+    metrics::Metrics,
+    secret::{self, Keyring},
+    store::{Store, StoreError, devices, fleets as fleet_store, tenants},
+    tls::{self, Reloadable, ServerCertificate, TlsListener},
+};
+
+/// How long the way out may take.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often certificates are looked at.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
+/// How often our own listeners get a new certificate.
+const CERTIFICATE_RENEWAL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Why the controller cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A file of the data directory failed.
+    #[error("the data directory failed")]
+    Files(#[from] files::FileError),
+    /// The store failed.
+    #[error("the store cannot be opened")]
+    Store(#[from] StoreError),
+    /// The master key failed.
+    #[error("the secret key cannot be used")]
+    Secret(#[from] secret::SecretError),
+    /// The certificate authority failed.
+    #[error("the certificate authority cannot be used")]
+    Ca(#[from] crate::ca::CaError),
+    /// TLS failed.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] tls::TlsError),
+    /// There is nothing to render with.
+    #[error("there is nothing to render with")]
+    Render(#[from] longshore_fleet::DetectError),
+    /// An address is taken, or not ours.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Signals cannot be received.
+    #[error("signals cannot be received")]
+    Signal(#[source] std::io::Error),
+    /// A part ended that must not.
+    #[error("{0} ended unexpectedly; the log says why")]
+    Ended(&'static str),
+}
+
+/// Runs until a signal.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let shutdown = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signal)?;
+    let asked = shutdown.clone();
+    let signals = tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => info!("SIGINT: stopping"),
+        }
+        asked.cancel();
+    });
+    let result = serve(config, &shutdown).await;
+    signals.abort();
+    result
+}
+
+async fn serve(config: Config, shutdown: &CancellationToken) -> Result<(), RunError> {
+    let now = clock::now_ms();
+    let tasks = TaskTracker::new();
+    files::create_private_directory(&config.data_dir)?;
+    let data_dir = std::path::absolute(&config.data_dir).unwrap_or(config.data_dir.clone());
+    let store = match &config.database_url {
+        Some(url) => Store::open(url.expose_secret()).await?,
+        None => Store::embedded(&data_dir).await?,
+    };
+    let keyring = Arc::new(Keyring::open(&data_dir, config.secret_key.as_ref())?);
+    let ca = Arc::new(Ca::open(&data_dir, config.ca.clone(), &config.trust_domain, now)?);
+    let renderer = Kustomize::detect(config.render.clone()).await?;
+    let description = renderer.describe();
+    info!(renderer = description, store = store.engine().name(), "starting");
+    prepare(&store, &data_dir, now).await?;
+
+    let metrics = Arc::new(Metrics::default());
+    let hub = Arc::new(Hub::default());
+    let render: Arc<dyn Render> = Arc::new(renderer);
+    let builds = Builds::new(render, store.clone(), metrics.clone(), tasks.clone());
+    let fleets = Arc::new(Fleets::new(
+        data_dir.join("repos"),
+        config.poll_interval,
+        store.clone(),
+        builds,
+        hub.clone(),
+        metrics.clone(),
+        tasks.clone(),
+        shutdown.clone(),
+    ));
+
+    let public = listen(config.public_listen).await?;
+    let edge = listen(config.edge_listen).await?;
+    let address = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
+    let public_address = address(&public, config.public_listen);
+    let edge_address = address(&edge, config.edge_listen);
+    let scheme = if config.plain_http { "http" } else { "https" };
+    let public_url = config
+        .public_url
+        .clone()
+        .unwrap_or_else(|| format!("{scheme}://{}", reachable(public_address)));
+    let edge_url =
+        config.edge_url.clone().unwrap_or_else(|| format!("wss://{}", reachable(edge_address)));
+
+    let names = certificate_names(&config, &public_url, &edge_url, [public_address, edge_address]);
+    let certificate = ServerCertificate::new(ca.server_identity(&names, now)?)?;
+    let public_tls = Reloadable::new(tls::public(certificate.clone())?);
+    let edge_tls = Reloadable::new(tls::edge(certificate.clone(), &ca)?);
+
+    for fleet in fleet_store::all(&mut *store.read().await?).await? {
+        if let Err(error) = fleets.follow(&fleet).await {
+            // One fleet's broken mirror must not keep the others from being followed.
+            error!(fleet = %fleet.id, error = &error as &dyn std::error::Error, "not followed");
+        }
+    }
+
+    let gateway = Arc::new(Gateway {
+        store: store.clone(),
+        hub: hub.clone(),
+        keyring: keyring.clone(),
+        ca: ca.clone(),
+        metrics: metrics.clone(),
+        heartbeat: config.heartbeat,
+        shutdown: shutdown.clone(),
+    });
+    let listener = |listener, tls| {
+        TlsListener::spawn(listener, tls, &tasks, shutdown.clone())
+            .map_err(|source| RunError::Listen { address: config.public_listen, source })
+    };
+    let edge_listener = listener(edge, edge_tls.clone())?;
+    let gateway = tasks.spawn(gateway.run(edge_listener, tasks.clone()));
+
+    let api = Arc::new(Api {
+        store: store.clone(),
+        fleets: fleets.clone(),
+        enrollment: Enrollment {
+            store: store.clone(),
+            ca: ca.clone(),
+            keyring: keyring.clone(),
+            fleets,
+            limits: Limits::default(),
+            metrics: metrics.clone(),
+            edge_url: format!("{edge_url}{EDGE_PATH}"),
+        },
+        hub,
+        keyring,
+        ca: ca.clone(),
+        metrics,
+        public_url: public_url.clone(),
+        renderer: description,
+    });
+    let app = api::router(api).into_make_service_with_connect_info::<Peer>();
+    let stop = shutdown.clone().cancelled_owned();
+    let public = if config.plain_http {
+        tasks.spawn(async move { axum::serve(public, app).with_graceful_shutdown(stop).await })
+    } else {
+        let public = listener(public, public_tls)?;
+        tasks.spawn(async move { axum::serve(public, app).with_graceful_shutdown(stop).await })
+    };
+    tasks.spawn(keep_certificates(
+        ca.clone(),
+        certificate,
+        edge_tls,
+        names,
+        shutdown.clone(),
+    ));
+
+    // These files tell the command line, on this machine, how to reach the controller.
+    files::write(&data_dir.join("ca.pem"), ca.root_bundle().as_bytes(), 0o644)?;
+    files::write(&data_dir.join("edge-address"), format!("{edge_url}\n").as_bytes(), 0o644)?;
+    files::write(&data_dir.join("address"), format!("{public_url}\n").as_bytes(), 0o644)?;
+    info!(public = public_url, edge = edge_url, data = %data_dir.display(), "ready");
+
+    let result = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        _ = gateway => Err(RunError::Ended("the edge listener")),
+        _ = public => Err(RunError::Ended("the public listener")),
+    };
+    // A listener that ends because of the shutdown is no surprise.
+    let result = if shutdown.is_cancelled() { Ok(()) } else { result };
+    shutdown.cancel();
+    tasks.close();
+    if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
+        warn!(tasks = tasks.len(), "the grace is over; what is left is cut off");
+    }
+    store.close().await;
+    info!("stopped");
+    result
+}
+
+/// Makes what must always exist: the tenant `default` and an administrator's token.
+async fn prepare(
+    store: &Store,
+    data_dir: &std::path::Path,
+    now: u64,
+) -> Result<(), RunError> {
+    let file = data_dir.join("admin-token");
+    let token = files::read_or_create_secret(&file, || secret::generate("lsa_"))?;
+    let mut db = store.write().await?;
+    let tenant = TenantName::default_tenant();
+    if !tenants::exists(&mut db, &tenant).await? {
+        tenants::insert(&mut db, &tenant, now).await?;
+    }
+    let hash = secret::hash(token.expose_secret());
+    let administrator = tenants::Operator::Administrator;
+    tenants::insert_api_token(&mut db, hash, &administrator, "bootstrap", now).await?;
+    devices::reset_connected(&mut db).await?;
+    db.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })
+}
+
+/// The address under which others reach a listener: where it listens on all, the one that this machine
+/// would use to reach others.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if !address.ip().is_unspecified() {
+        return address;
+    }
+    SocketAddr::new(outward_address().unwrap_or(Ipv4Addr::LOCALHOST.into()), address.port())
+}
+
+/// Connecting a datagram socket sends nothing; it only makes the kernel choose a source address. The target is
+/// from TEST-NET-1 (RFC 5737), which nobody has.
+fn outward_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
+}
+
+fn certificate_names(
+    config: &Config,
+    public_url: &str,
+    edge_url: &str,
+    listeners: [SocketAddr; 2],
+) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    names.extend(config.hostnames.iter().cloned());
+    if let Ok(hostname) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
+        names.push(hostname.trim().to_owned());
+    }
+    for url in [public_url, edge_url] {
+        if let Ok(url) = url::Url::parse(url) {
+            names.extend(url.host_str().map(|host| host.trim_matches(['[', ']']).to_owned()));
+        }
+    }
+    names.extend(listeners.iter().map(|listener| reachable(*listener).ip().to_string()));
+    names.retain(|name| !name.is_empty());
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Renews our own certificates, and takes over a supplied authority's new files.
+async fn keep_certificates(
+    ca: Arc<Ca>,
+    certificate: Arc<ServerCertificate>,
+    edge: Arc<Reloadable>,
+    names: Vec<String>,
+    shutdown: CancellationToken,
+) {
+    let mut renewed = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
+            () = shutdown.cancelled() => return,
+        }
+        let now = clock::now_ms();
+        let changed = match ca.reload(now) {
+            Ok(changed) => changed,
+            Err(error) => {
+                error!(
+                    error = &error as &dyn std::error::Error,
+                    "the new certificate authority is refused; the old one stays"
+                );
+                false
+            }
+        };
+        if !changed && renewed.elapsed() < CERTIFICATE_RENEWAL {
+            continue;
+        }
+        let renew = || -> Result<(), RunError> {
+            certificate.replace(ca.server_identity(&names, now)?)?;
+            edge.replace(tls::edge(certificate.clone(), &ca)?);
+            Ok(())
+        };
+        match renew() {
+            Ok(()) => {
+                renewed = tokio::time::Instant::now();
+                info!(authority_changed = changed, "the listeners have new certificates");
+            }
+            Err(error) => error!(
+                error = &error as &dyn std::error::Error,
+                "the listeners' certificates could not be renewed"
+            ),
+        }
+    }
+}
