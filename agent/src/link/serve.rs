@@ -19,7 +19,7 @@ use super::{Closed, Link, LinkError, dial::Socket, renewal::Renewal};
 use crate::report::LEDGER_WRITABLE;
 
 /// Before the controller says how often to ping.
-const FIRST_HEARTBEAT: Duration = Duration::from_secs(20);
+const FIRST_HEARTBEAT: Duration = Duration::from_secs(8);
 const GOODBYE: Duration = Duration::from_secs(1);
 
 struct Served<'a> {

@@ -24,7 +24,7 @@ use crate::{
     until,
 };
 
-fn id() -> DeviceId {
+pub fn id() -> DeviceId {
     DeviceId::from_random([3; 16])
 }
 

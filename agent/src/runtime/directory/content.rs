@@ -9,13 +9,7 @@ const MARK: &str = "# Written by longshore-agent as ";
 /// The content of the file `name` for this object.
 pub(super) fn of_object(name: &str, object: &Object) -> Vec<u8> {
     let value = object.value();
-    let body = yaml(&value).unwrap_or_else(|| {
-        // JSON is YAML, and the canonical form is what was verified.
-        let mut body = String::from_utf8_lossy(object.body()).into_owned();
-        body.push('\n');
-        body
-    });
-    marked(name, &body)
+    marked(name, &yaml(&value).unwrap_or_else(|| json(&value)))
 }
 
 /// The content of `kustomization.yaml`. Names of ours need no quotes.
@@ -44,18 +38,48 @@ fn mark(name: &str) -> String {
     format!("{MARK}{name}; edits are undone.\n")
 }
 
+/// YAML, where every reader understands it alike.
 fn yaml(value: &Value) -> Option<String> {
     let mut options = SerializerOptions::default();
     // Folding breaks long lines at spaces, which reads worse than long lines do.
     options.folded_wrap_chars = usize::MAX;
     let text = serde_saphyr::to_string_with_options(value, options).ok()?;
     let same = serde_saphyr::from_str::<Value>(&text).is_ok_and(|parsed| parsed == *value);
-    // These survive our parser and not everybody's.
-    let exotic = |it: char| {
-        it.is_control() && it != '\n' && it != '\t'
-            || matches!(it, '\u{2028}' | '\u{2029}' | '\u{feff}')
-    };
-    (same && !text.contains(exotic)).then_some(text)
+    (same && !text.contains(is_exotic) && !has_block_that_starts_with_a_tab(value)).then_some(text)
+}
+
+/// JSON, which is YAML, with everything escaped that go-yaml refuses to read.
+fn json(value: &Value) -> String {
+    let plain = serde_json::to_string_pretty(value).unwrap_or_default();
+    let mut text = String::with_capacity(plain.len() + 1);
+    for character in plain.chars() {
+        if is_exotic(character) {
+            // All of them are in the Basic Multilingual Plane: one escape each.
+            text.extend(format!("\\u{:04x}", u32::from(character)).chars());
+        } else {
+            text.push(character);
+        }
+    }
+    text.push('\n');
+    text
+}
+
+/// What go-yaml does not take for text, or takes for the end of a line.
+fn is_exotic(character: char) -> bool {
+    character.is_control() && character != '\n' && character != '\t'
+        || matches!(character, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+}
+
+/// Where go-yaml looks for a block's indentation and finds a tab, it gives up.
+fn has_block_that_starts_with_a_tab(value: &Value) -> bool {
+    match value {
+        Value::String(text) => {
+            text.contains('\n') && text.trim_start_matches([' ', '\n']).starts_with('\t')
+        }
+        Value::Array(items) => items.iter().any(has_block_that_starts_with_a_tab),
+        Value::Object(members) => members.values().any(has_block_that_starts_with_a_tab),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 #[cfg(test)]
