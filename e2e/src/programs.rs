@@ -1,0 +1,29 @@
+//! Where the programs of the workspace are.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// The built program `name`: in the directory of the running executable, or above it, as Cargo lays them out.
+///
+/// # Errors
+/// Where it is not built.
+pub fn find(name: &str) -> Result<PathBuf> {
+    let own = env::current_exe().context("find the running program")?;
+    let found = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join(name))
+        .find(|program| program.is_file());
+    match found {
+        Some(program) => Ok(program),
+        None => bail!(
+            "`{name}` is not built beside {}; run `cargo build --workspace --all-targets` first",
+            own.parent().unwrap_or(Path::new("/")).display()
+        ),
+    }
+}
