@@ -20,8 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use longshore_protocol::{DeviceId, DeviceName, Digest};
 
-pub(crate) use fields::closest;
 pub use device::check_labels;
+pub(crate) use fields::closest;
 pub use read::{FleetError, Reader};
 pub use settings::{FleetSettings, MaxDecommission};
 pub use write::device_yaml;

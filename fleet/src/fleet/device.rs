@@ -113,7 +113,9 @@ fn labels(node: &Node) -> Result<BTreeMap<String, String>, YamlError> {
 /// What the file's reader would say.
 pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
     let mut names = BTreeMap::new();
-    labels.iter().try_for_each(|(key, value)| check_label(&mut names, key, value))
+    labels
+        .iter()
+        .try_for_each(|(key, value)| check_label(&mut names, key, value))
 }
 
 /// `names` are the labels so far, by the variable that each is.
@@ -137,7 +139,9 @@ fn check_label<'a>(
     }
     let variable = variables::label_variable(key);
     if let Some(other) = names.insert(variable.clone(), key) {
-        return Err(format!("the labels `{other}` and `{shown}` would both be `{variable}`"));
+        return Err(format!(
+            "the labels `{other}` and `{shown}` would both be `{variable}`"
+        ));
     }
     Ok(())
 }
@@ -255,6 +259,22 @@ mod tests {
             error.message,
             "`apiVersion` must be `longshore.dev/v1alpha1`, not `v1`"
         );
+    }
+
+    #[test]
+    fn labels_are_checked_alike_before_and_after_writing() {
+        let labels = |pairs: &[(&str, &str)]| {
+            let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+            check_labels(&pairs.iter().map(owned).collect())
+        };
+        assert_eq!(labels(&[("site", "madrid"), ("empty", "")]), Ok(()));
+        for (pairs, message) in [
+            (&[("a b", "c")][..], "no label key"),
+            (&[("a", "b c")], "the value of label `a`"),
+            (&[("a-b", "x"), ("a.b", "x")], "would both be `LABEL_a_b`"),
+        ] {
+            assert!(labels(pairs).unwrap_err().contains(message), "{pairs:?}");
+        }
     }
 
     #[test]
