@@ -175,15 +175,17 @@ async fn work<R: Runtime>(
         backoff(),
     );
     let link = link_of(state, ledger, identity, holding, target, reporter, R::NAME);
-    let working = stop.child_token();
-    let mut reconciling = tracker.spawn(reconciler.run(working.clone()));
-    let mut linking = tracker.spawn(link.run(working.clone()));
+    // The link ends first and the reconciler after it, so that either one's ending on its own is noticed.
+    let (link_stops, reconciler_stops) = (stop.child_token(), CancellationToken::new());
+    let mut reconciling = tracker.spawn(reconciler.run(reconciler_stops.clone()));
+    let mut linking = tracker.spawn(link.run(link_stops.clone()));
     tracker.close();
     let ended = tokio::select! {
         ended = &mut linking => ended.map_err(|_panic| RunError::Task("link")),
         _ = &mut reconciling => Err(RunError::Task("reconcile")),
     };
-    working.cancel();
+    link_stops.cancel();
+    reconciler_stops.cancel();
     let ended = ended??;
     let runtime = reconciling
         .await

@@ -19,8 +19,14 @@ impl Disk {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = CString::new("size=256k").unwrap();
-        mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), options.as_c_str())
-            .expect("these tests mount file systems: run them as root");
+        mount(
+            "tmpfs",
+            dir.path(),
+            "tmpfs",
+            MountFlags::empty(),
+            options.as_c_str(),
+        )
+        .expect("these tests mount file systems: run them as root");
         Self(dir)
     }
 
@@ -39,7 +45,11 @@ impl Disk {
     }
 
     fn read_only(&self, yes: bool) {
-        let flags = if yes { MountFlags::RDONLY } else { MountFlags::empty() };
+        let flags = if yes {
+            MountFlags::RDONLY
+        } else {
+            MountFlags::empty()
+        };
         mount_remount(self.path(), flags, "").unwrap();
     }
 }
@@ -52,7 +62,9 @@ impl Drop for Disk {
 
 /// Text that does not compress, of about this many bytes.
 fn noise(bytes: usize) -> String {
-    (0..bytes / 64).map(|n| Digest::of(&n.to_le_bytes()).to_hex()).collect()
+    (0..bytes / 64)
+        .map(|n| Digest::of(&n.to_le_bytes()).to_hex())
+        .collect()
 }
 
 #[test]
@@ -61,14 +73,27 @@ fn a_full_disk_under_the_ledger() {
     let ledger = Ledger::new(Folder::open(disk.path()).unwrap());
     ledger.store(&holding(1, [object("a", "1")])).unwrap();
     disk.fill();
-    let error = ledger.store(&holding(2, [object("a", &noise(20_000))])).unwrap_err();
+    let error = ledger
+        .store(&holding(2, [object("a", &noise(20_000))]))
+        .unwrap_err();
     assert_eq!(error.source.kind(), std::io::ErrorKind::StorageFull);
     let loaded = ledger.load().unwrap();
     assert_eq!(*loaded.current.unwrap(), holding(1, [object("a", "1")]));
     assert!(loaded.set_aside.is_empty());
     disk.make_room();
-    ledger.store(&holding(2, [object("a", &noise(20_000))])).unwrap();
-    assert_eq!(ledger.load().unwrap().current.unwrap().generation().number(), 2);
+    ledger
+        .store(&holding(2, [object("a", &noise(20_000))]))
+        .unwrap();
+    assert_eq!(
+        ledger
+            .load()
+            .unwrap()
+            .current
+            .unwrap()
+            .generation()
+            .number(),
+        2
+    );
 }
 
 #[test]
@@ -79,7 +104,16 @@ fn a_read_only_disk_under_the_ledger() {
     disk.read_only(true);
     let error = ledger.store(&holding(2, [object("a", "2")])).unwrap_err();
     assert_eq!(error.source.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
-    assert_eq!(ledger.load().unwrap().current.unwrap().generation().number(), 1);
+    assert_eq!(
+        ledger
+            .load()
+            .unwrap()
+            .current
+            .unwrap()
+            .generation()
+            .number(),
+        1
+    );
     disk.read_only(false);
     ledger.store(&holding(2, [object("a", "2")])).unwrap();
 }
@@ -92,7 +126,10 @@ async fn a_full_disk_under_the_manifests() {
     let old = holding(1, [object("a", "old"), object("b", "old")]);
     runtime.apply(Arc::new(old)).await.unwrap();
     disk.fill();
-    let new = Arc::new(holding(2, [object("a", &noise(20_000)), object("c", "new")]));
+    let new = Arc::new(holding(
+        2,
+        [object("a", &noise(20_000)), object("c", "new")],
+    ));
     let error = runtime.apply(new.clone()).await.unwrap_err();
     assert_eq!(error.reason(), "DiskFull", "{error}");
     for (name, text) in [("a", "text: old"), ("b", "text: old")] {
@@ -104,7 +141,10 @@ async fn a_full_disk_under_the_manifests() {
     assert!(!path.join("v1.configmap.b.yaml").exists());
 
     disk.read_only(true);
-    let error = runtime.apply(Arc::new(holding(3, [object("a", "3")]))).await.unwrap_err();
+    let error = runtime
+        .apply(Arc::new(holding(3, [object("a", "3")])))
+        .await
+        .unwrap_err();
     assert_eq!(error.reason(), "ReadOnly", "{error}");
     disk.read_only(false);
 }

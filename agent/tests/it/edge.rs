@@ -10,7 +10,9 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use http::header;
 use longshore_protocol::{
     DeviceId, Digest, Generation, ManifestSet, Object,
-    message::{ControlMessage, DeviceMessage, Held, Hello, RejectReason, StatusReport, objects_in_parts},
+    message::{
+        ControlMessage, DeviceMessage, Held, Hello, RejectReason, StatusReport, objects_in_parts,
+    },
     session::{
         ControlSession,
         control::{Desired, Effect, Event},
@@ -89,7 +91,9 @@ impl Edge {
         behavior: Behavior,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("wss://{}/v1/edge", listener.local_addr().unwrap()).parse().unwrap();
+        let url = format!("wss://{}/v1/edge", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
         let (seen, watching) = watch::channel(Seen::default());
         let acceptor = TlsAcceptor::from(Arc::new(pki.edge()));
         let world = Arc::new(World {
@@ -114,7 +118,11 @@ impl Edge {
                 });
             }
         });
-        Self { url, seen: watching, world }
+        Self {
+            url,
+            seen: watching,
+            world,
+        }
     }
 
     /// What the device should run from now on.
@@ -122,10 +130,15 @@ impl Edge {
         let set = Arc::new(ManifestSet::of(objects).unwrap());
         let digest = set.digest();
         self.world.sets.lock().unwrap().insert(digest, set.clone());
-        let bodies = objects.iter().map(|object| (object.digest(), object.clone()));
+        let bodies = objects
+            .iter()
+            .map(|object| (object.digest(), object.clone()));
         self.world.objects.lock().unwrap().extend(bodies);
         self.world.desired.send_replace(Some((generation, set)));
-        Held { generation: Generation::from(generation), digest }
+        Held {
+            generation: Generation::from(generation),
+            digest,
+        }
     }
 
     /// Sends something that the session would not send now.
@@ -141,15 +154,12 @@ impl Edge {
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 type Broken = Box<dyn std::error::Error + Send + Sync>;
 
-async fn connection(
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    world: &World,
-) -> Result<(), Broken> {
+async fn connection(acceptor: TlsAcceptor, stream: TcpStream, world: &World) -> Result<(), Broken> {
     let stream = acceptor.accept(stream).await?;
     let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
     world.seen.send_modify(|seen| {
-        seen.connections.push((Instant::now(), Digest::of(&certificate)));
+        seen.connections
+            .push((Instant::now(), Digest::of(&certificate)));
     });
     #[allow(clippy::result_large_err, reason = "the library's type")]
     let admit = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
@@ -162,10 +172,15 @@ async fn connection(
             return Err(refusal.body(Some(body)).unwrap());
         }
         assert_eq!(request.uri().path(), "/v1/edge");
-        assert_eq!(request.headers()[header::AUTHORIZATION], format!("Bearer {TOKEN}"));
+        assert_eq!(
+            request.headers()[header::AUTHORIZATION],
+            format!("Bearer {TOKEN}")
+        );
         let protocol = request.headers()[header::SEC_WEBSOCKET_PROTOCOL].clone();
         assert_eq!(protocol, "longshore.v1");
-        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+        response
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
         Ok(response)
     };
     let socket = accept_hdr_async(stream, admit).await?;
@@ -209,7 +224,9 @@ async fn serve(mut socket: Socket, world: &World) -> Result<(), Broken> {
 }
 
 fn record(world: &World, event: &Event) {
-    let Event::Message(message) = event else { return };
+    let Event::Message(message) = event else {
+        return;
+    };
     world.seen.send_modify(|seen| match message.clone() {
         DeviceMessage::Hello(hello) => seen.hellos.push(hello),
         DeviceMessage::Need { digests, .. } => seen.needs.push(digests),
@@ -235,29 +252,57 @@ async fn carry_out(
         Effect::LoadDesired => {
             let held = session.held().map(|held| held.digest);
             let base = held.and_then(|held| world.sets.lock().unwrap().get(&held).cloned());
-            let desired = world.desired.borrow().clone().map(|(generation, set)| Desired {
-                generation: Generation::from(generation),
-                revision: "c0ffee".into(),
-                set,
-                base,
-            });
+            let desired = world
+                .desired
+                .borrow()
+                .clone()
+                .map(|(generation, set)| Desired {
+                    generation: Generation::from(generation),
+                    revision: "c0ffee".into(),
+                    set,
+                    base,
+                });
             return Ok(session.handle(Event::Desired(desired), now));
         }
         Effect::Send(message) => message,
-        Effect::SendDelta { generation, revision, base, target, delta } => {
+        Effect::SendDelta {
+            generation,
+            revision,
+            base,
+            target,
+            delta,
+        } => {
             world.seen.send_modify(|seen| seen.deltas += 1);
             let objects = world.objects.lock().unwrap().clone();
-            let upserts = delta.upserts.iter().map(|entry| objects[&entry.digest].clone()).collect();
-            ControlMessage::Delta { generation, revision, base, target, upserts, removals: delta.removals }
+            let upserts = delta
+                .upserts
+                .iter()
+                .map(|entry| objects[&entry.digest].clone())
+                .collect();
+            ControlMessage::Delta {
+                generation,
+                revision,
+                base,
+                target,
+                upserts,
+                removals: delta.removals,
+            }
         }
         Effect::SendObjects { target, entries } => {
             let objects = world.objects.lock().unwrap().clone();
-            let objects: Vec<_> = entries.iter().map(|entry| &objects[&entry.digest]).collect();
+            let objects: Vec<_> = entries
+                .iter()
+                .map(|entry| &objects[&entry.digest])
+                .collect();
             for message in objects_in_parts(target, objects) {
                 let cut = {
                     let mut behavior = world.behavior.lock().unwrap();
                     let cut = behavior.cut_after == Some(0);
-                    behavior.cut_after = if cut { None } else { behavior.cut_after.map(|left| left - 1) };
+                    behavior.cut_after = if cut {
+                        None
+                    } else {
+                        behavior.cut_after.map(|left| left - 1)
+                    };
                     cut
                 };
                 if cut {
@@ -279,5 +324,7 @@ async fn carry_out(
 }
 
 async fn send(socket: &mut Socket, message: &ControlMessage) -> Result<(), Broken> {
-    Ok(socket.send(Message::Binary(message.encode().into())).await?)
+    Ok(socket
+        .send(Message::Binary(message.encode().into()))
+        .await?)
 }

@@ -77,8 +77,13 @@ async fn from_pending_to_an_identity_through_trouble() {
     ];
     let server = public::serve(pki.public("127.0.0.1", Life::USUAL), script).await;
     let dir = tempfile::tempdir().unwrap();
-    let identity =
-        enroll(dir.path(), &server.url, Trust::Fingerprint(pki.fingerprint())).await.unwrap();
+    let identity = enroll(
+        dir.path(),
+        &server.url,
+        Trust::Fingerprint(pki.fingerprint()),
+    )
+    .await
+    .unwrap();
     assert_eq!(identity.device_id, id());
     let asked = server.asked.borrow().clone();
     assert_eq!(asked.len(), 6);
@@ -94,14 +99,20 @@ async fn from_pending_to_an_identity_through_trouble() {
     assert_eq!(state.identity().unwrap().unwrap().device_id, id());
     assert!(state.enrollment().unwrap().is_none());
     let kept = std::fs::read_to_string(dir.path().join("identity.json")).unwrap();
-    assert!(!kept.contains("lst_secret"), "the provisioning token is not kept");
+    assert!(
+        !kept.contains("lst_secret"),
+        "the provisioning token is not kept"
+    );
 }
 
 #[tokio::test]
 async fn a_restart_while_pending_goes_on_with_the_same_key() {
     let pki = Arc::new(Pki::new());
-    let server =
-        public::serve(pki.public("127.0.0.1", Life::USUAL), vec![answer(202, pending())]).await;
+    let server = public::serve(
+        pki.public("127.0.0.1", Life::USUAL),
+        vec![answer(202, pending())],
+    )
+    .await;
     let dir = tempfile::tempdir().unwrap();
     let mut seen = server.asked.clone();
     let trust = Trust::Fingerprint(pki.fingerprint());
@@ -119,7 +130,9 @@ async fn a_restart_while_pending_goes_on_with_the_same_key() {
     enroll(dir.path(), &server.url, trust).await.unwrap();
     let key = |csr: &str| {
         let csr = CertificateSigningRequestDer::from_pem_slice(csr.as_bytes()).unwrap();
-        rcgen::CertificateSigningRequestParams::from_der(&csr).unwrap().public_key
+        rcgen::CertificateSigningRequestParams::from_der(&csr)
+            .unwrap()
+            .public_key
     };
     let second = server.asked.borrow()[0].request.clone();
     assert_eq!(key(&first), key(&second.csr));
@@ -131,11 +144,27 @@ async fn refusals_end_it_with_the_reason() {
     let problem = json!({"type": "about:blank", "title": "Conflict", "status": 409,
         "detail": "the name `till` belongs to another key"});
     let cases = [
-        (404, json!({"error": "Token not found"}).to_string(), "Token not found"),
-        (404, "<html>".to_owned(), "is --server the address of a Longshore controller?"),
-        (403, json!({"status": "rejected", "reason": "unknown box"}).to_string(), "rejected: unknown box"),
+        (
+            404,
+            json!({"error": "Token not found"}).to_string(),
+            "Token not found",
+        ),
+        (
+            404,
+            "<html>".to_owned(),
+            "is --server the address of a Longshore controller?",
+        ),
+        (
+            403,
+            json!({"status": "rejected", "reason": "unknown box"}).to_string(),
+            "rejected: unknown box",
+        ),
         (409, problem.to_string(), "belongs to another key"),
-        (422, json!({"title": "Bad CSR"}).to_string(), "(422): Bad CSR"),
+        (
+            422,
+            json!({"title": "Bad CSR"}).to_string(),
+            "(422): Bad CSR",
+        ),
         (200, "{}".to_owned(), "makes no sense"),
         (418, String::new(), "(418)"),
     ];
@@ -164,15 +193,27 @@ async fn a_certificate_for_another_key_or_an_edge_without_tls_is_refused() {
                 .unwrap();
             Response::new(approved(&one, &other, "wss://127.0.0.1:1/v1/edge"))
         }) as _],
-        vec![Box::new(move |asked: &Asked| Response::new(approved(&two, asked, "ws://127.0.0.1:1"))) as _],
+        vec![
+            Box::new(move |asked: &Asked| Response::new(approved(&two, asked, "ws://127.0.0.1:1")))
+                as _,
+        ],
     ];
-    for (script, expected) in scripts.into_iter().zip(["for another key", "is no wss:// address"]) {
+    for (script, expected) in scripts
+        .into_iter()
+        .zip(["for another key", "is no wss:// address"])
+    {
         let server = public::serve(pki.public("127.0.0.1", Life::USUAL), script).await;
         let dir = tempfile::tempdir().unwrap();
         let trust = Trust::Fingerprint(pki.fingerprint());
         let error = enroll(dir.path(), &server.url, trust).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
-        assert!(StateDir::open(dir.path()).unwrap().identity().unwrap().is_none());
+        assert!(
+            StateDir::open(dir.path())
+                .unwrap()
+                .identity()
+                .unwrap()
+                .is_none()
+        );
     }
 }
 
@@ -183,26 +224,61 @@ async fn only_the_pinned_root_is_trusted() {
     let (mut spliced, key) = other.server("127.0.0.1", Life::USUAL);
     // Somebody in between, who shows the right root beside a chain of their own.
     spliced.push(pki.root.der().clone());
-    let in_between = server_config().with_no_client_auth().with_single_cert(spliced, key).unwrap();
+    let in_between = server_config()
+        .with_no_client_auth()
+        .with_single_cert(spliced, key)
+        .unwrap();
     let right = || Trust::Fingerprint(pki.fingerprint());
     let cases = [
-        ("another pin", pki.public("127.0.0.1", Life::USUAL), Trust::Fingerprint(Digest::of(b"x"))),
-        ("another authority", other.public("127.0.0.1", Life::USUAL), right()),
-        ("a chain of another authority with our root", in_between, right()),
-        ("an expired certificate", pki.public("127.0.0.1", Life::PAST), right()),
-        ("another name", pki.public("127.0.0.2", Life::USUAL), right()),
-        ("another bundle", pki.public("127.0.0.1", Life::USUAL), Trust::Bundle(other.bundle())),
+        (
+            "another pin",
+            pki.public("127.0.0.1", Life::USUAL),
+            Trust::Fingerprint(Digest::of(b"x")),
+        ),
+        (
+            "another authority",
+            other.public("127.0.0.1", Life::USUAL),
+            right(),
+        ),
+        (
+            "a chain of another authority with our root",
+            in_between,
+            right(),
+        ),
+        (
+            "an expired certificate",
+            pki.public("127.0.0.1", Life::PAST),
+            right(),
+        ),
+        (
+            "another name",
+            pki.public("127.0.0.2", Life::USUAL),
+            right(),
+        ),
+        (
+            "another bundle",
+            pki.public("127.0.0.1", Life::USUAL),
+            Trust::Bundle(other.bundle()),
+        ),
     ];
     for (what, config, trust) in cases {
         let server = public::serve(config, vec![]).await;
         let dir = tempfile::tempdir().unwrap();
         let error = enroll(dir.path(), &server.url, trust).await.unwrap_err();
-        assert!(matches!(error, EnrollError::Untrusted(_)), "{what}: {error}");
-        assert!(server.asked.borrow().is_empty(), "{what}: the token was told");
+        assert!(
+            matches!(error, EnrollError::Untrusted(_)),
+            "{what}: {error}"
+        );
+        assert!(
+            server.asked.borrow().is_empty(),
+            "{what}: the token was told"
+        );
     }
     let script = vec![answer(404, json!({"error": "Token not found"}).to_string())];
     let server = public::serve(pki.public("127.0.0.1", Life::USUAL), script).await;
     let dir = tempfile::tempdir().unwrap();
-    let error = enroll(dir.path(), &server.url, Trust::Bundle(pki.bundle())).await.unwrap_err();
+    let error = enroll(dir.path(), &server.url, Trust::Bundle(pki.bundle()))
+        .await
+        .unwrap_err();
     assert!(matches!(error, EnrollError::TokenNotFound(_)), "{error}");
 }

@@ -14,14 +14,21 @@ fn build(path: &Path) -> Vec<Object> {
     let output = candidates
         .iter()
         .find_map(|command| {
-            Command::new(command[0]).args(&command[1..]).arg(path).output().ok()
+            Command::new(command[0])
+                .args(&command[1..])
+                .arg(path)
+                .output()
+                .ok()
         })
         .expect("kustomize or kubectl is needed: run scripts/bootstrap");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     let text = String::from_utf8(output.stdout).unwrap();
     let values: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
-    values.iter().map(|value| Object::from_value(value).unwrap()).collect()
+    values
+        .iter()
+        .map(|value| Object::from_value(value).unwrap())
+        .collect()
 }
 
 fn config_map(name: &str, data: &Value) -> Object {
@@ -36,11 +43,14 @@ async fn agrees(objects: Vec<Object>) {
     let wanted = holding(1, objects);
     runtime.apply(Arc::new(wanted.clone())).await.unwrap();
     let built = build(dir.path());
-    let expected: Vec<_> = wanted.objects().map(|object| object.value()).collect();
+    let expected: Vec<_> = wanted.objects().map(Object::value).collect();
     let mut got: Vec<_> = built.iter().map(Object::value).collect();
     got.sort_by_key(|value| expected.iter().position(|other| other == value));
     assert_eq!(got, expected);
-    assert_eq!(ManifestSet::of(&built).unwrap().digest(), wanted.set().digest());
+    assert_eq!(
+        ManifestSet::of(&built).unwrap().digest(),
+        wanted.set().digest()
+    );
 }
 
 #[tokio::test]
@@ -56,16 +66,80 @@ async fn kustomize_reads_what_was_written() {
         "metadata": {"name": "front.door"},
         "spec": {"rate": 29.97, "big": 9_007_199_254_740_993_u64, "negative": -5, "none": null, "exp": 1e21}});
     let values = [deployment, secret, custom];
-    agrees(values.iter().map(|value| Object::from_value(value).unwrap()).collect()).await;
+    agrees(
+        values
+            .iter()
+            .map(|value| Object::from_value(value).unwrap())
+            .collect(),
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn text_that_yaml_would_like_to_read_as_something_else() {
     let tricky = [
-        "yes", "no", "on", "off", "y", "n", "true", "True", "null", "~", "", " ", "0", "010", "0o10",
-        "0x1F", "1_000", "1e3", ".5", "+1", "-0", ".inf", ".nan", "12:30:45", "2001-01-01", "=", "<<",
-        "- a", "a: b", "a #b", "#", "@a", "`a", "%a", "&a", "*a", "!a", "|", ">", "?", "? a", "[a", "{a",
-        "'", "\"", "\\", "a\\nb", " lead", "trail ", "\ttab", "a\tb", "---", "...", "--- a", "a,b", "é", "日本", "🙂", "a\r\nb", "a\rb", "$(X)", "{{ x }}",
+        "yes",
+        "no",
+        "on",
+        "off",
+        "y",
+        "n",
+        "true",
+        "True",
+        "null",
+        "~",
+        "",
+        " ",
+        "0",
+        "010",
+        "0o10",
+        "0x1F",
+        "1_000",
+        "1e3",
+        ".5",
+        "+1",
+        "-0",
+        ".inf",
+        ".nan",
+        "12:30:45",
+        "2001-01-01",
+        "=",
+        "<<",
+        "- a",
+        "a: b",
+        "a #b",
+        "#",
+        "@a",
+        "`a",
+        "%a",
+        "&a",
+        "*a",
+        "!a",
+        "|",
+        ">",
+        "?",
+        "? a",
+        "[a",
+        "{a",
+        "'",
+        "\"",
+        "\\",
+        "a\\nb",
+        " lead",
+        "trail ",
+        "\ttab",
+        "a\tb",
+        "---",
+        "...",
+        "--- a",
+        "a,b",
+        "é",
+        "日本",
+        "🙂",
+        "a\r\nb",
+        "a\rb",
+        "$(X)",
+        "{{ x }}",
     ];
     let data: serde_json::Map<_, _> = tricky
         .iter()
@@ -73,13 +147,20 @@ async fn text_that_yaml_would_like_to_read_as_something_else() {
         .map(|(at, text)| (format!("k{at}"), Value::String((*text).to_owned())))
         .collect();
     let keys = json!({"yes": "1", "on": "2", "1": "3", "1.5": "4", "null": "5", "~": "6", "0x1": "7", "a.b": "8"});
-    agrees(vec![config_map("values", &Value::Object(data)), config_map("keys", &keys)]).await;
+    agrees(vec![
+        config_map("values", &Value::Object(data)),
+        config_map("keys", &keys),
+    ])
+    .await;
 }
 
 #[tokio::test]
 async fn characters_that_yaml_does_not_like() {
     // U+007F and U+0085 are not among them: kustomize cannot read them back from its own JSON.
-    for (at, text) in ["\u{feff}a", "\u{2028}", "\u{1}", "\u{1b}[0m", "\ta\nb"].iter().enumerate() {
+    for (at, text) in ["\u{feff}a", "\u{2028}", "\u{1}", "\u{1b}[0m", "\ta\nb"]
+        .iter()
+        .enumerate()
+    {
         agrees(vec![config_map(&format!("c{at}"), &json!({"text": text}))]).await;
     }
 }
@@ -87,9 +168,24 @@ async fn characters_that_yaml_does_not_like() {
 #[tokio::test]
 async fn text_of_many_lines() {
     let texts = [
-        "one\ntwo\n", "one\ntwo", "one\n\n\ntwo\n\n\n", "\nlead\n", "\n", "\n\n", "  indented\nless\n",
-        "a\n  b\n c\n", "tab\n\tindented\n", "\ttab first\nx\n", "trailing  \nspaces \n", "#!/bin/sh\nset -e\n# x\n",
-        "---\na: b\n---\n", " \n", "a\n \n", "x\n\n  \n", "no newline\n  at end", "windows\r\nlines\r\n",
+        "one\ntwo\n",
+        "one\ntwo",
+        "one\n\n\ntwo\n\n\n",
+        "\nlead\n",
+        "\n",
+        "\n\n",
+        "  indented\nless\n",
+        "a\n  b\n c\n",
+        "tab\n\tindented\n",
+        "\ttab first\nx\n",
+        "trailing  \nspaces \n",
+        "#!/bin/sh\nset -e\n# x\n",
+        "---\na: b\n---\n",
+        " \n",
+        "a\n \n",
+        "x\n\n  \n",
+        "no newline\n  at end",
+        "windows\r\nlines\r\n",
     ];
     let data: serde_json::Map<_, _> = texts
         .iter()
@@ -106,9 +202,18 @@ async fn text_of_many_lines() {
 
 #[tokio::test]
 async fn many_objects_with_unusual_names() {
-    let mut objects: Vec<_> =
-        (0..50).map(|n| config_map(&format!("c{n}"), &json!({"n": n.to_string()}))).collect();
-    for name in ["Upper", "upper", "../../etc/passwd", "with space", "a:b", "é", &"x".repeat(300)] {
+    let mut objects: Vec<_> = (0..50)
+        .map(|n| config_map(&format!("c{n}"), &json!({"n": n.to_string()})))
+        .collect();
+    for name in [
+        "Upper",
+        "upper",
+        "../../etc/passwd",
+        "with space",
+        "a:b",
+        "é",
+        &"x".repeat(300),
+    ] {
         objects.push(config_map(name, &json!({"name": name})));
     }
     agrees(objects).await;

@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::missing_panics_doc,
     reason = "a test's helpers fail by panicking"
 )]
 
@@ -42,7 +43,9 @@ pub async fn until_true(what: &str, mut is: impl FnMut() -> bool) {
             look.tick().await;
         }
     };
-    time::timeout(DEADLINE, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
+    time::timeout(DEADLINE, looking)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 pub fn object(name: &str, text: &str) -> Object {

@@ -58,7 +58,11 @@ impl Pki {
         let key = KeyPair::generate().unwrap();
         let params = authority("test intermediate");
         let intermediate = params.signed_by(&key, &root_issuer).unwrap();
-        Self { root, intermediate, issuer: Issuer::new(params, key) }
+        Self {
+            root,
+            intermediate,
+            issuer: Issuer::new(params, key),
+        }
     }
 
     pub fn fingerprint(&self) -> Digest {
@@ -82,7 +86,10 @@ impl Pki {
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         let chain = [&leaf, &self.intermediate, &self.root];
         (
-            chain.into_iter().map(|certificate| certificate.der().clone()).collect(),
+            chain
+                .into_iter()
+                .map(|certificate| certificate.der().clone())
+                .collect(),
             PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
         )
     }
@@ -91,21 +98,32 @@ impl Pki {
     pub fn device(&self, csr: &[u8], id: &DeviceId, life: Life) -> Vec<Certificate> {
         let mut request = CertificateSigningRequestParams::from_der(&csr.to_vec().into()).unwrap();
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, id.as_str());
+        params
+            .distinguished_name
+            .push(DnType::CommonName, id.as_str());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         life.put(&mut params);
         request.params = params;
-        vec![request.signed_by(&self.issuer).unwrap(), self.intermediate.clone()]
+        vec![
+            request.signed_by(&self.issuer).unwrap(),
+            self.intermediate.clone(),
+        ]
     }
 
     pub fn device_pem(&self, csr: &[u8], id: &DeviceId, life: Life) -> String {
-        self.device(csr, id, life).iter().map(Certificate::pem).collect()
+        self.device(csr, id, life)
+            .iter()
+            .map(Certificate::pem)
+            .collect()
     }
 
     /// TLS without client certificates, as the public listener has it.
     pub fn public(&self, name: &str, life: Life) -> ServerConfig {
         let (chain, key) = self.server(name, life);
-        server_config().with_no_client_auth().with_single_cert(chain, key).unwrap()
+        server_config()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap()
     }
 
     /// Mutual TLS, as the edge listener has it.
@@ -113,14 +131,20 @@ impl Pki {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .unwrap();
         let (chain, key) = self.server("127.0.0.1", Life::USUAL);
-        server_config().with_client_cert_verifier(verifier).with_single_cert(chain, key).unwrap()
+        server_config()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .unwrap()
     }
 }
 
 pub fn server_config() -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap()
+    ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
 }

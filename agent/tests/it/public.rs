@@ -36,16 +36,21 @@ pub struct Public {
 /// Serves one answer after the other, and then none.
 pub async fn serve(config: ServerConfig, answers: Vec<Answer>) -> Public {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap())
+        .parse()
+        .unwrap();
     let (record, asked) = watch::channel(Vec::new());
     let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
     let acceptor = TlsAcceptor::from(Arc::new(config));
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let Ok(stream) = acceptor.accept(stream).await else { continue };
+            let Ok(stream) = acceptor.accept(stream).await else {
+                continue;
+            };
             let (answers, record) = (answers.clone(), record.clone());
-            let service = service_fn(move |request| respond(request, answers.clone(), record.clone()));
+            let service =
+                service_fn(move |request| respond(request, answers.clone(), record.clone()));
             tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     });
@@ -58,9 +63,15 @@ async fn respond(
     record: watch::Sender<Vec<Asked>>,
 ) -> Result<Response<Full<Bytes>>, std::io::Error> {
     assert_eq!(request.uri().path(), "/v1/enroll");
-    let authorization = request.headers()[header::AUTHORIZATION].to_str().unwrap().to_owned();
+    let authorization = request.headers()[header::AUTHORIZATION]
+        .to_str()
+        .unwrap()
+        .to_owned();
     let body = request.into_body().collect().await.unwrap().to_bytes();
-    let asked = Asked { authorization, request: serde_json::from_slice(&body).unwrap() };
+    let asked = Asked {
+        authorization,
+        request: serde_json::from_slice(&body).unwrap(),
+    };
     let answer = answers.lock().unwrap().pop_front();
     let response = answer.map(|answer| answer(&asked));
     record.send_modify(|all| all.push(asked));
@@ -79,7 +90,9 @@ pub fn answer(status: u16, body: impl Into<String>) -> Answer {
 /// An answer with `Retry-After`.
 pub fn later(status: u16, seconds: u64) -> Answer {
     Box::new(move |_| {
-        let response = Response::builder().status(status).header("retry-after", seconds);
+        let response = Response::builder()
+            .status(status)
+            .header("retry-after", seconds);
         response.body(String::new()).unwrap()
     })
 }

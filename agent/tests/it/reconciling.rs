@@ -40,7 +40,12 @@ fn start(path: &Path, timing: Timing) -> Loop {
     );
     let stop = CancellationToken::new();
     let task = tokio::spawn(reconciler.run(stop.clone()));
-    Loop { target, report: reporter.follow(), stop, task }
+    Loop {
+        target,
+        report: reporter.follow(),
+        stop,
+        task,
+    }
 }
 
 impl Loop {
@@ -59,7 +64,10 @@ impl Loop {
     async fn condition(&mut self, kind: &str, status: ConditionStatus) -> String {
         let what = format!("{kind} {status:?}");
         until(&mut self.report, &what, |report| {
-            report.conditions.iter().any(|it| it.kind == kind && it.status == status)
+            report
+                .conditions
+                .iter()
+                .any(|it| it.kind == kind && it.status == status)
         })
         .await;
         let report = self.report.borrow();
@@ -81,13 +89,23 @@ const SETTLE: Duration = Duration::from_millis(20);
 async fn drift_is_seen_repaired_and_reported() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out");
-    let mut looped = start(&path, Timing { check: NEVER, settle: SETTLE });
+    let mut looped = start(
+        &path,
+        Timing {
+            check: NEVER,
+            settle: SETTLE,
+        },
+    );
     looped.want(holding(1, [object("a", "1"), object("b", "1")]));
     looped.phase(1, Phase::Applied).await;
     std::fs::write(path.join("v1.configmap.a.yaml"), "edited").unwrap();
     let message = looped.condition("Drifted", ConditionStatus::True).await;
     assert_eq!(message, "Repaired: wrote v1.configmap.a.yaml");
-    assert!(std::fs::read_to_string(path.join("v1.configmap.a.yaml")).unwrap().contains("text: "));
+    assert!(
+        std::fs::read_to_string(path.join("v1.configmap.a.yaml"))
+            .unwrap()
+            .contains("text: ")
+    );
     // The whole directory goes, and comes back with a new watch on it; twice, to see that the watch works.
     for _ in 0..2 {
         std::fs::remove_dir_all(&path).unwrap();
@@ -101,7 +119,13 @@ async fn drift_is_seen_repaired_and_reported() {
 async fn the_timer_finds_everything_in_place_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out");
-    let mut looped = start(&path, Timing { check: Duration::from_millis(300), settle: SETTLE });
+    let mut looped = start(
+        &path,
+        Timing {
+            check: Duration::from_millis(300),
+            settle: SETTLE,
+        },
+    );
     looped.want(holding(1, [object("a", "1")]));
     looped.phase(1, Phase::Applied).await;
     std::fs::remove_file(path.join("v1.configmap.a.yaml")).unwrap();
@@ -114,11 +138,20 @@ async fn the_timer_finds_everything_in_place_again() {
 async fn what_fails_is_tried_again_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("kustomization.yaml"), "resources: []\n").unwrap();
-    let mut looped = start(dir.path(), Timing { check: NEVER, settle: SETTLE });
+    let mut looped = start(
+        dir.path(),
+        Timing {
+            check: NEVER,
+            settle: SETTLE,
+        },
+    );
     looped.want(holding(1, [object("a", "1")]));
     looped.phase(1, Phase::Failed).await;
     let message = looped.condition("Applied", ConditionStatus::False).await;
-    assert!(message.starts_with("ForeignFile: ") && message.contains("move it away"), "{message}");
+    assert!(
+        message.starts_with("ForeignFile: ") && message.contains("move it away"),
+        "{message}"
+    );
     std::fs::remove_file(dir.path().join("kustomization.yaml")).unwrap();
     looped.phase(1, Phase::Applied).await;
     looped.stop().await;
@@ -128,7 +161,13 @@ async fn what_fails_is_tried_again_and_says_why() {
 async fn a_failing_set_gives_way_to_the_next_one() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("v1.configmap.bad.yaml")).unwrap();
-    let mut looped = start(dir.path(), Timing { check: NEVER, settle: SETTLE });
+    let mut looped = start(
+        dir.path(),
+        Timing {
+            check: NEVER,
+            settle: SETTLE,
+        },
+    );
     looped.want(holding(1, [object("bad", "1")]));
     looped.phase(1, Phase::Failed).await;
     looped.want(holding(2, [object("good", "1")]));

@@ -67,7 +67,10 @@ fn json(value: &Value) -> String {
 /// What go-yaml does not take for text, or takes for the end of a line.
 fn is_exotic(character: char) -> bool {
     character.is_control() && character != '\n' && character != '\t'
-        || matches!(character, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+        || matches!(
+            character,
+            '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
+        )
 }
 
 /// Where go-yaml looks for a block's indentation and finds a tab, it gives up.

@@ -31,7 +31,10 @@ fn holding(generation: u64, objects: &BTreeMap<String, u8>) -> Holding {
 }
 
 fn of(generation: u64, names: &[&str]) -> Holding {
-    holding(generation, &names.iter().map(|name| ((*name).to_owned(), 0)).collect())
+    holding(
+        generation,
+        &names.iter().map(|name| ((*name).to_owned(), 0)).collect(),
+    )
 }
 
 fn apply(path: &Path, holding: &Holding) -> Result<Changes, ApplyError> {
@@ -75,11 +78,18 @@ fn applies_and_then_has_nothing_to_do() {
     let first = apply(&path, &of(1, &["a", "b"])).unwrap();
     assert_eq!(
         first.written,
-        ["v1.configmap.a.yaml", "v1.configmap.b.yaml", "kustomization.yaml"]
+        [
+            "v1.configmap.a.yaml",
+            "v1.configmap.b.yaml",
+            "kustomization.yaml"
+        ]
     );
     assert!(apply(&path, &of(1, &["a", "b"])).unwrap().is_empty());
     let second = apply(&path, &of(2, &["b", "c"])).unwrap();
-    assert_eq!(second.summary(), "wrote v1.configmap.c.yaml, kustomization.yaml; removed v1.configmap.a.yaml");
+    assert_eq!(
+        second.summary(),
+        "wrote v1.configmap.c.yaml, kustomization.yaml; removed v1.configmap.a.yaml"
+    );
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o700);
     assert_eq!(mode(&path.join("v1.configmap.c.yaml")), 0o600);
@@ -129,7 +139,12 @@ fn a_lost_or_hostile_inventory_does_no_harm() {
 
 #[test]
 fn what_others_wrote_is_refused_or_left_alone() {
-    for name in ["kustomization.yaml", "kustomization.yml", "Kustomization", "v1.configmap.a.yaml"] {
+    for name in [
+        "kustomization.yaml",
+        "kustomization.yml",
+        "Kustomization",
+        "v1.configmap.a.yaml",
+    ] {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(name), "resources: []").unwrap();
         let before = files(dir.path());
@@ -161,7 +176,9 @@ fn one_generation_is_never_applied_with_two_contents() {
     assert_eq!(files(dir.path()), fresh(&of(7, &["a"])));
     // Another device, enrolled anew on the same machine, starts counting again.
     let folder = Folder::open(dir.path()).unwrap();
-    Pass::new(&folder, &DeviceId::from_random([2; 16])).apply(&of(7, &["b"])).unwrap();
+    Pass::new(&folder, &DeviceId::from_random([2; 16]))
+        .apply(&of(7, &["b"]))
+        .unwrap();
 }
 
 #[test]
