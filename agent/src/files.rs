@@ -115,7 +115,8 @@ impl Folder {
     /// Opens `name`, and makes it where it is missing, and locks it for this process alone.
     /// `None` where another process holds the lock.
     pub fn lock(&self, name: &str) -> Result<Option<OwnedFd>, FileError> {
-        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Reading is enough for a lock, and possible on a disk that has become read-only.
+        let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(self.failed("open", name))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

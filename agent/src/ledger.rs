@@ -53,32 +53,52 @@ impl Ledger {
         Self { folder }
     }
 
-    /// Reads, verifies and sets aside.
+    /// Reads, verifies and sets aside. A disk that cannot be written keeps nothing from being read: what should
+    /// be set aside is then not used, and stays where it is.
     ///
     /// # Errors
-    /// Where the folder cannot be read or, with something to set aside, not written. A file that cannot be
-    /// read is set aside like one that is wrong.
+    /// Where the folder cannot be listed. A file that cannot be read is treated like one that is wrong.
     pub fn load(&self) -> Result<Loaded, FileError> {
         let mut loaded = Loaded::default();
-        let generations = self.generations()?;
-        for (place, (generation, name)) in generations.iter().enumerate() {
-            match self.read(*generation, name) {
-                Ok(holding) if place == 0 => loaded.current = Some(Arc::new(holding)),
+        for (place, (generation, name)) in self.generations()?.into_iter().enumerate() {
+            let tidied = match self.read(generation, &name) {
+                Ok(holding) if place == 0 => {
+                    loaded.current = Some(Arc::new(holding));
+                    Ok(())
+                }
                 Ok(holding) if loaded.current.is_some() && loaded.previous.is_none() => {
                     loaded.previous = Some(Arc::new(holding));
+                    Ok(())
                 }
                 // What a crash kept `store` from removing.
-                Ok(_) if loaded.current.is_some() => {
-                    self.folder.remove(name)?;
-                }
+                Ok(_) if loaded.current.is_some() => self.folder.remove(&name).map(drop),
                 // The next start must not take it for the newest.
-                Ok(_) => self.folder.rename(name, SUPERSEDED)?,
-                Err(wrong) => loaded.set_aside.push((name.clone(), wrong)),
+                Ok(_) => self.folder.rename(&name, SUPERSEDED),
+                Err(wrong) => {
+                    loaded.set_aside.push((name, wrong));
+                    Ok(())
+                }
+            };
+            if let Err(error) = tidied {
+                tracing::warn!(
+                    error = crate::causes(&error),
+                    "the ledger cannot be tidied up"
+                );
+                // Nor may the wrong file that is newer be moved out of its way.
+                return Ok(loaded);
             }
         }
         // Last, so that a crash before it finds the same wrong file at the same place again.
         for (name, _) in &mut loaded.set_aside {
-            *name = self.set_aside(name)?;
+            match self.set_aside(name) {
+                Ok(aside) => *name = aside,
+                Err(error) => {
+                    tracing::warn!(
+                        error = crate::causes(&error),
+                        "the ledger cannot be set aside"
+                    );
+                }
+            }
         }
         Ok(loaded)
     }

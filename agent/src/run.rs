@@ -86,7 +86,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     }
     let identity = match state.identity()? {
         Some(identity) => identity,
-        None => match join(&settings, &state, &stop).await? {
+        None => match join(&settings, &state, &ledger, &stop).await? {
             Some(identity) => identity,
             None => return Ok(()),
         },
@@ -115,6 +115,7 @@ fn runtime_of(settings: &Settings, state: &StateDir) -> Result<Option<Directory>
 async fn join(
     settings: &Settings,
     state: &StateDir,
+    ledger: &Ledger,
     stop: &CancellationToken,
 ) -> Result<Option<Identity>, RunError> {
     let missing = ConfigError::Missing;
@@ -123,6 +124,8 @@ async fn join(
         return Ok(None);
     }
     let token = token.ok_or(missing("--token or --token-file"))?;
+    // Whatever is in the ledger, it belongs to another life of this device.
+    ledger.clear()?;
     let application = Application {
         server: settings.server.clone().ok_or(missing("--server"))?,
         trust: settings.trust.clone().ok_or(missing("--ca-fingerprint"))?,
@@ -164,6 +167,9 @@ async fn work<R: Runtime>(
         tracing::error!(name, wrong, "the ledger is damaged; set aside");
         let message = format!("{wrong}; kept as {name}");
         reporter.fails(LEDGER_WRITABLE, "Corrupted", message);
+    }
+    if held.is_some() && loaded.set_aside.is_empty() {
+        reporter.holds(LEDGER_WRITABLE, "Loaded", "");
     }
     let target = watch::Sender::new(holding.clone());
     let tracker = TaskTracker::new();

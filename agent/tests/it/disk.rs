@@ -4,6 +4,7 @@ use std::{ffi::CString, path::Path, sync::Arc};
 
 use longshore_agent::{
     files::Folder,
+    identity::StateDir,
     ledger::Ledger,
     runtime::{Runtime as _, directory::Directory},
 };
@@ -116,6 +117,41 @@ fn a_read_only_disk_under_the_ledger() {
     );
     disk.read_only(false);
     ledger.store(&holding(2, [object("a", "2")])).unwrap();
+}
+
+#[test]
+fn a_disk_that_became_read_only_is_still_started_from() {
+    let disk = Disk::new();
+    let path = disk.path().join("state");
+    let state = StateDir::open(&path).unwrap();
+    let ledger = Ledger::new(state.folder().unwrap());
+    for generation in 1..=2 {
+        ledger
+            .store(&holding(generation, [object("a", "1")]))
+            .unwrap();
+    }
+    drop(state);
+    disk.read_only(true);
+    let state = StateDir::open(&path).unwrap();
+    let ledger = Ledger::new(state.folder().unwrap());
+    assert_eq!(
+        ledger
+            .load()
+            .unwrap()
+            .current
+            .unwrap()
+            .generation()
+            .number(),
+        2
+    );
+    // Damage that cannot be set aside is still not used, nor is what is older.
+    disk.read_only(false);
+    std::fs::write(path.join(format!("ledger.{:020}", 2)), "x").unwrap();
+    disk.read_only(true);
+    for _ in 0..2 {
+        assert!(ledger.load().unwrap().current.is_none());
+    }
+    disk.read_only(false);
 }
 
 #[tokio::test]
