@@ -64,7 +64,7 @@ pub enum EnrollError {
     Certificate(#[from] CertificateError),
     /// The server is not the one whose fingerprint was given.
     #[error(
-        "{0}. Compare --ca-fingerprint with what `longshore tokens create` printed: either it is mistyped, or somebody stands between this device and the controller"
+        "{0}. Compare --ca-fingerprint with what `longshore tokens create` printed: either it is mistyped, or this device's clock is wrong, or somebody stands between this device and the controller"
     )]
     Untrusted(String),
     /// The token is unknown.

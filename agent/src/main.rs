@@ -1,6 +1,6 @@
 //! `longshore-agent`: reads its settings, runs, and says by its exit code how that went.
 
-use std::{error::Error, io::Write as _, process::ExitCode};
+use std::{error::Error, io::Write as _, process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 use longshore_agent::{
@@ -8,7 +8,7 @@ use longshore_agent::{
     logs,
     run::{self, RunError},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -28,32 +28,41 @@ fn main() -> ExitCode {
 fn start(settings: Settings) -> ExitCode {
     logs::start(settings.log_format, settings.log.clone());
     // One thread is plenty for one connection, and small.
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let built = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    match runtime {
-        Ok(runtime) => match runtime.block_on(until_signalled(settings)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(error.exit_code(), &error),
-        },
-        Err(error) => fail(1, &error),
+    let runtime = match built {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &error),
+    };
+    let ended = runtime.block_on(until_signalled(settings));
+    // Everything that matters has been waited for; a name server that does not answer has not.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error.exit_code(), &error),
     }
 }
 
 async fn until_signalled(settings: Settings) -> Result<(), RunError> {
     let stop = CancellationToken::new();
-    let _cancelled_with_the_process = tokio::spawn(signals(stop.clone()));
+    // Before anything else: a signal must never find nobody at home.
+    if let (Ok(terminate), Ok(interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) {
+        drop(tokio::spawn(stop_at_signal(
+            terminate,
+            interrupt,
+            stop.clone(),
+        )));
+    } else {
+        tracing::warn!("signals cannot be handled; they end the process at once");
+    }
     run::run(settings, stop).await
 }
 
-async fn signals(stop: CancellationToken) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        tracing::warn!("signals cannot be handled; they end the process at once");
-        return;
-    };
+async fn stop_at_signal(mut terminate: Signal, mut interrupt: Signal, stop: CancellationToken) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

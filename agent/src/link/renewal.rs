@@ -1,7 +1,7 @@
 //! A new certificate before the old one ends: at two thirds of its life, give or take a twentieth, so that
 //! devices that enrolled together do not renew together. A refused or lost request is made again after an
-//! hour, or sooner where the life is short. Every request has a fresh key; the old one is used until the new certificate is on
-//! disk.
+//! hour, or sooner where the life is short. Every request has a fresh key; the old one is used until the new
+//! certificate is on disk.
 
 use rand::{RngExt as _, rngs::StdRng};
 
@@ -20,15 +20,19 @@ pub(super) struct Renewal {
 impl Renewal {
     pub(super) fn of(identity: &Identity, random: &mut StdRng) -> Result<Self, CertificateError> {
         let (from, to) = Chain::verify(&identity.chain, &identity.ca_bundle, None)?.validity();
+        Ok(Self::between(from, to, random))
+    }
+
+    fn between(from: u64, to: u64, random: &mut StdRng) -> Self {
         let life = to - from;
         let jitter = life / 20;
         let earliest = from + life / 3 * 2 - jitter;
         let due = random.random_range(earliest..=earliest + 2 * jitter);
-        Ok(Self {
+        Self {
             due,
             again: (life / 20).clamp(1000, 3_600_000),
             asked: None,
-        })
+        }
     }
 
     /// The request to make now, if it is time.
@@ -83,5 +87,26 @@ impl Renewal {
                 Ok(None)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng as _;
+
+    use super::*;
+
+    #[test]
+    fn devices_that_enrolled_together_do_not_renew_together() {
+        let day = 86_400_000;
+        let mut random = StdRng::seed_from_u64(1);
+        let dues: Vec<_> = (0..1000)
+            .map(|_| Renewal::between(day, 31 * day, &mut random).due)
+            .collect();
+        let (first, last) = (dues.iter().min().unwrap(), dues.iter().max().unwrap());
+        assert!(*first >= 19 * day + day / 2 && *last <= 22 * day + day / 2);
+        assert!(last - first > 2 * day);
+        // The shortest of lives does not break the arithmetic.
+        Renewal::between(5, 5, &mut random);
     }
 }

@@ -306,6 +306,9 @@ async fn carry_out(
                     cut
                 };
                 if cut {
+                    // What was sent has arrived once this is answered; a reset would take it along.
+                    socket.send(Message::Ping(vec![1].into())).await?;
+                    while !matches!(socket.next().await.ok_or("hung up")??, Message::Pong(_)) {}
                     return Err("cut".into());
                 }
                 send(socket, &message).await?;
