@@ -164,7 +164,10 @@ impl Api {
     /// # Errors
     /// Where there is no answer.
     pub async fn metrics(&self) -> Result<Metrics> {
-        let answer = Self::send(self.request(Method::GET, "/metrics")).await?;
+        let request = self
+            .request(Method::GET, "/metrics")
+            .bearer_auth(&self.token);
+        let answer = Self::send(request).await?;
         anyhow::ensure!(
             answer.status.is_success(),
             "{}: {}",

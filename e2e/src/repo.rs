@@ -11,6 +11,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::programs;
 
+const AUTHOR: &str = "Olivia Operator";
+const EMAIL: &str = "olivia@fleet.example";
+
 /// Runs `git`, untouched by the machine's and the user's settings.
 ///
 /// # Errors
@@ -45,10 +48,10 @@ pub fn isolate(command: &mut Command) {
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_TERMINAL_PROMPT", "0")
-        .env("GIT_AUTHOR_NAME", "Olivia Operator")
-        .env("GIT_AUTHOR_EMAIL", "olivia@fleet.example")
-        .env("GIT_COMMITTER_NAME", "Olivia Operator")
-        .env("GIT_COMMITTER_EMAIL", "olivia@fleet.example");
+        .env("GIT_AUTHOR_NAME", AUTHOR)
+        .env("GIT_AUTHOR_EMAIL", EMAIL)
+        .env("GIT_COMMITTER_NAME", AUTHOR)
+        .env("GIT_COMMITTER_EMAIL", EMAIL);
 }
 
 /// The bare repo that the controller follows, and a working copy to push from.
@@ -106,6 +109,9 @@ impl FleetRepo {
             .to_str()
             .context("a temporary directory's name is UTF-8")?;
         git(&copy, ["remote", "add", "origin", bare_path])?;
+        // So that people can commit here too, on a machine where git does not know them.
+        git(&copy, ["config", "user.name", AUTHOR])?;
+        git(&copy, ["config", "user.email", EMAIL])?;
         Ok(Self {
             bare,
             copy: WorkingCopy { path: copy },

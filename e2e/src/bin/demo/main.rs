@@ -175,10 +175,11 @@ async fn approve(
         times.enrolled,
     )?;
     stage.command("ls", &[&agent.directory().display().to_string()])?;
+    world.api.in_sync(DEVICE).await?;
     for name in agent.manifests()?.into_keys() {
         stage.quote(&name)?;
     }
-    world.api.in_sync(DEVICE).await.map(drop)
+    Ok(())
 }
 
 async fn change(

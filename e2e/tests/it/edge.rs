@@ -1,0 +1,187 @@
+//! Who gets a session: only the active device to which both the certificate and the token belong.
+
+use anyhow::{Result, ensure};
+use longshore_e2e::{
+    Candidate, World,
+    edge::{self, Attempt, Identity, certificates, closed},
+    eventually,
+    pki::{Authority, Leaf},
+};
+use longshore_protocol::api::{Approval, DeviceState, EnrollApproved};
+use rustls_pki_types::CertificateDer;
+use time::Duration;
+
+struct Two {
+    world: World,
+    mine: (Candidate, EnrollApproved),
+    theirs: (Candidate, EnrollApproved),
+}
+
+impl Two {
+    async fn devices() -> Result<Self> {
+        let world = World::start().await?;
+        let token = world.api.create_token(Approval::Automatic).await?;
+        let mut enrolled = Vec::new();
+        for name in ["mine", "theirs"] {
+            let device = Candidate::new(name)?;
+            let approved = device.enroll(&world.api, &token.secret).await?;
+            enrolled.push((device, approved));
+        }
+        let (Some(theirs), Some(mine)) = (enrolled.pop(), enrolled.pop()) else {
+            anyhow::bail!("two devices")
+        };
+        Ok(Self {
+            world,
+            mine,
+            theirs,
+        })
+    }
+
+    async fn connect(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: &Candidate,
+        token: Option<&str>,
+    ) -> Result<Attempt> {
+        let ca = self.world.controller.ca()?;
+        let identity = Identity {
+            chain,
+            key: key.key().serialize_der(),
+            token,
+        };
+        edge::connect(self.world.controller.edge()?, &ca, identity).await
+    }
+}
+
+#[tokio::test]
+async fn certificate_and_token_must_belong_to_the_same_device() -> Result<()> {
+    let two = Two::devices().await?;
+    let (mine, theirs) = (&two.mine, &two.theirs);
+    let chain = certificates(&mine.1.certificate_chain)?;
+    let own = Some(mine.1.device_token.as_str());
+
+    let right = two.connect(chain.clone(), &mine.0, own).await?;
+    ensure!(!right.is_refused(), "{right:?}");
+    for (case, token) in [
+        (
+            "another device's token",
+            Some(theirs.1.device_token.as_str()),
+        ),
+        ("no token", None),
+        ("an empty token", Some("")),
+        ("half a token", own.map(|token| &token[..token.len() / 2])),
+    ] {
+        let attempt = two.connect(chain.clone(), &mine.0, token).await?;
+        ensure!(
+            matches!(attempt, Attempt::Refused(401)),
+            "{case}: {attempt:?}"
+        );
+    }
+    // With the other device's certificate, but not its key, there is not even a handshake.
+    let stolen = certificates(&theirs.1.certificate_chain)?;
+    let attempt = two
+        .connect(stolen, &mine.0, Some(&theirs.1.device_token))
+        .await;
+    ensure!(attempt.is_err() || attempt.is_ok_and(|attempt| matches!(attempt, Attempt::Tls(_))));
+    // With its certificate and key, but my token.
+    let theirs_chain = certificates(&theirs.1.certificate_chain)?;
+    let attempt = two.connect(theirs_chain, &theirs.0, own).await?;
+    ensure!(matches!(attempt, Attempt::Refused(401)), "{attempt:?}");
+    // Without any certificate.
+    let attempt = two.connect(Vec::new(), &mine.0, own).await?;
+    ensure!(matches!(attempt, Attempt::Tls(_)), "{attempt:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn certificates_that_are_not_right_are_refused() -> Result<()> {
+    let two = Two::devices().await?;
+    let authority = Authority::of_controller(two.world.controller.data_dir())?;
+    let stranger = Authority::stranger()?;
+    let device = two.mine.1.device_id.to_string();
+    let token = Some(two.mine.1.device_token.as_str());
+    let key = &two.mine.0;
+
+    // What these certificates are made of is right; each differs in one thing only.
+    let good = authority.issue(&Leaf::of(&device), key.key())?;
+    let attempt = two.connect(good, key, token).await?;
+    ensure!(!attempt.is_refused(), "{attempt:?}");
+
+    let expired = Leaf {
+        from: Duration::days(-31),
+        until: Duration::days(-1),
+        ..Leaf::of(&device)
+    };
+    let early = Leaf {
+        from: Duration::days(1),
+        until: Duration::days(31),
+        ..Leaf::of(&device)
+    };
+    let unknown = Leaf::of("dev_00000000000000000000000000000000");
+    let other_tenant = Leaf {
+        tenant: "acme".to_owned(),
+        ..Leaf::of(&device)
+    };
+    let tls = |attempt: &Attempt| matches!(attempt, Attempt::Tls(_));
+    let refused = |attempt: &Attempt| matches!(attempt, Attempt::Refused(401) | Attempt::Tls(_));
+    for (case, authority, leaf, is_right) in [
+        (
+            "expired",
+            &authority,
+            &expired,
+            &tls as &dyn Fn(&Attempt) -> bool,
+        ),
+        ("not yet valid", &authority, &early, &tls),
+        ("of another authority", &stranger, &Leaf::of(&device), &tls),
+        ("of an unknown device", &authority, &unknown, &refused),
+        ("of another tenant", &authority, &other_tenant, &refused),
+    ] {
+        let chain = authority.issue(leaf, key.key())?;
+        let attempt = two.connect(chain, key, token).await?;
+        ensure!(is_right(&attempt), "a certificate {case}: {attempt:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cut_off_takes_effect_at_once() -> Result<()> {
+    let two = Two::devices().await?;
+    let chain = certificates(&two.mine.1.certificate_chain)?;
+    let token = Some(two.mine.1.device_token.as_str());
+    let Attempt::Open(mut session) = two.connect(chain.clone(), &two.mine.0, token).await? else {
+        anyhow::bail!("the device does not get in")
+    };
+    two.world.api.decide("mine", "decommission").await?;
+    closed(&mut session).await?;
+    let attempt = two.connect(chain, &two.mine.0, token).await?;
+    ensure!(matches!(attempt, Attempt::Refused(403)), "{attempt:?}");
+    // The other device is not touched.
+    let theirs = certificates(&two.theirs.1.certificate_chain)?;
+    let attempt = two
+        .connect(theirs, &two.theirs.0, Some(&two.theirs.1.device_token))
+        .await?;
+    ensure!(!attempt.is_refused(), "{attempt:?}");
+    ensure!(two.world.api.device("theirs").await?.state == DeviceState::Active);
+    Ok(())
+}
+
+/// A device that connects twice is one device: the newer connection stays.
+#[tokio::test]
+async fn a_second_connection_takes_over() -> Result<()> {
+    let two = Two::devices().await?;
+    let chain = certificates(&two.mine.1.certificate_chain)?;
+    let token = Some(two.mine.1.device_token.as_str());
+    let Attempt::Open(mut first) = two.connect(chain.clone(), &two.mine.0, token).await? else {
+        anyhow::bail!("the device does not get in")
+    };
+    let Attempt::Open(_second) = two.connect(chain, &two.mine.0, token).await? else {
+        anyhow::bail!("the device does not get in again")
+    };
+    closed(&mut first).await?;
+    eventually("one session", async || {
+        let sessions = two.world.api.metrics().await?.count("sessions");
+        ensure!(sessions == 1, "{sessions}");
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,21 @@
+//! The promises that Longshore makes to its users, each kept by real processes.
+//!
+//! Run it with `scripts/test`, which builds the programs and starts the PostgreSQL that some tests need.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    reason = "a helper of a test fails as loudly as the test, and tables are long"
+)]
+
+mod chaos;
+mod edge;
+mod enrolling;
+mod journey;
+mod removals;
+mod repo_faults;
+mod restarts;
+mod sources;
+mod tenants;
