@@ -67,7 +67,10 @@ pub fn router(api: Arc<Api>) -> Router {
     Router::new()
         .route("/api/v1/tenants", get(tenants::list).post(tenants::create))
         .route("/api/v1/tenants/{tenant}/status", get(tenants::status))
-        .route("/api/v1/tenants/{tenant}/fleets", get(fleets::list).post(fleets::create))
+        .route(
+            "/api/v1/tenants/{tenant}/fleets",
+            get(fleets::list).post(fleets::create),
+        )
         .route(fleet, get(fleets::show).delete(fleets::remove))
         .route(&below("/sync"), post(fleets::sync))
         .route(&below("/removals/confirm"), post(fleets::confirm_removals))
@@ -76,10 +79,16 @@ pub fn router(api: Arc<Api>) -> Router {
         .route(&below("/tokens/{token}"), delete(tokens::revoke))
         .route(&below("/devices"), get(devices::list))
         .route(&below("/devices/{device}"), get(devices::show))
-        .route(&below("/devices/{device}/manifests"), get(devices::manifests))
+        .route(
+            &below("/devices/{device}/manifests"),
+            get(devices::manifests),
+        )
         .route(&below("/devices/{device}/approve"), post(devices::approve))
         .route(&below("/devices/{device}/reject"), post(devices::reject))
-        .route(&below("/devices/{device}/decommission"), post(devices::decommission))
+        .route(
+            &below("/devices/{device}/decommission"),
+            post(devices::decommission),
+        )
         .route(longshore_protocol::api::ENROLL_PATH, post(enroll::enroll))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .route(

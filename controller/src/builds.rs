@@ -19,10 +19,14 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info, info_span, warn};
 
-use crate::{clock, metrics::Metrics, store::{Store, content}};
+use crate::{
+    clock,
+    metrics::Metrics,
+    store::{Store, content},
+};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+const LONGEST_PAUSE: Duration = Duration::from_mins(10);
 
 type Key = (TenantName, InputKey);
 
@@ -49,7 +53,7 @@ pub struct Builds {
     store: Store,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
-    builds: Arc<Mutex<HashMap<Key, Build>>>,
+    under_way: Arc<Mutex<HashMap<Key, Build>>>,
 }
 
 impl Builds {
@@ -60,7 +64,13 @@ impl Builds {
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
     ) -> Self {
-        Self { render, store, metrics, tasks, builds: Arc::default() }
+        Self {
+            render,
+            store,
+            metrics,
+            tasks,
+            under_way: Arc::default(),
+        }
     }
 
     /// What the output depends on besides the input.
@@ -78,26 +88,36 @@ impl Builds {
         done: &Arc<Notify>,
     ) -> Standing {
         let key = (tenant.clone(), closure.key);
-        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut builds = self
+            .under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let build = builds.entry(key.clone()).or_insert_with(|| Build {
             waiting: Vec::new(),
             running: false,
             failure: None,
         });
-        if !build.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, done)) {
+        if !build
+            .waiting
+            .iter()
+            .any(|waiting| Arc::ptr_eq(waiting, done))
+        {
             build.waiting.push(done.clone());
         }
         let standing = match &build.failure {
             Some((message, _, _)) => Standing::Failed(message.clone()),
             None => Standing::UnderWay,
         };
-        let paused =
-            build.failure.as_ref().is_some_and(|(_, until, _)| Instant::now() < *until);
+        let paused = build
+            .failure
+            .as_ref()
+            .is_some_and(|(_, until, _)| Instant::now() < *until);
         if !build.running && !paused {
             build.running = true;
             let (this, closure, tree) = (self.clone(), closure.clone(), tree.clone());
             let span = info_span!("render", %tenant, overlay = %closure.overlay);
-            self.tasks.spawn(async move { this.build(key, closure, tree).await }.instrument(span));
+            self.tasks
+                .spawn(async move { this.build(key, closure, tree).await }.instrument(span));
         }
         standing
     }
@@ -145,18 +165,29 @@ impl Builds {
         match put.await {
             Ok(()) => None,
             Err(error) => {
-                warn!(error = &error as &dyn std::error::Error, "the build cannot be stored");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the build cannot be stored"
+                );
                 Some("the controller's store does not accept the build".to_owned())
             }
         }
     }
 
     fn finish(&self, key: &Key, failure: Option<String>) {
-        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut builds = self
+            .under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let waiting = match failure {
-            None => builds.remove(key).map(|build| build.waiting).unwrap_or_default(),
+            None => builds
+                .remove(key)
+                .map(|build| build.waiting)
+                .unwrap_or_default(),
             Some(message) => {
-                let Some(build) = builds.get_mut(key) else { return };
+                let Some(build) = builds.get_mut(key) else {
+                    return;
+                };
                 let pause = build
                     .failure
                     .as_ref()
@@ -167,7 +198,9 @@ impl Builds {
                 let again = waiting.clone();
                 self.tasks.spawn(async move {
                     tokio::time::sleep(pause).await;
-                    again.iter().for_each(|waiting| waiting.notify_one());
+                    for waiting in again {
+                        waiting.notify_one();
+                    }
                 });
                 waiting
             }
@@ -186,5 +219,10 @@ fn in_one_line(error: &RenderError) -> String {
         text = format!("{text}: {error}");
         cause = error.source();
     }
-    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(2000).collect()
+    text.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .chars()
+        .take(2000)
+        .collect()
 }

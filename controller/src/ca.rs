@@ -116,7 +116,11 @@ impl Ca {
 
     /// The authority in force.
     pub fn authority(&self) -> Arc<Authority> {
-        self.authority.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.authority
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .clone()
     }
 
     /// Loads a supplied authority anew where its files changed. Returns whether they did.
@@ -124,19 +128,33 @@ impl Ca {
     /// # Errors
     /// Where the new files do not hold together; the old authority stays in force.
     pub fn reload(&self, now: u64) -> Result<bool, CaError> {
-        let Some(files) = &self.supplied else { return Ok(false) };
+        let Some(files) = &self.supplied else {
+            return Ok(false);
+        };
         let modified = modified(files);
-        if self.authority.read().unwrap_or_else(PoisonError::into_inner).1 == modified {
+        if self
+            .authority
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .1
+            == modified
+        {
             return Ok(false);
         }
         let authority = Arc::new(Authority::load(files, now)?);
-        *self.authority.write().unwrap_or_else(PoisonError::into_inner) = (authority, modified);
+        *self
+            .authority
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = (authority, modified);
         Ok(true)
     }
 
     /// The digest of the first root's DER form, which agents pin.
     pub fn fingerprint(&self) -> Digest {
-        self.authority().roots().first().map_or(Digest::of(b""), |root| Digest::of(root))
+        self.authority()
+            .roots()
+            .first()
+            .map_or(Digest::of(b""), |root| Digest::of(root))
     }
 
     /// The roots in PEM.
@@ -155,7 +173,9 @@ impl Ca {
         let authority = self.authority();
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(names.to_vec())?;
-        params.distinguished_name.push(DnType::CommonName, "longshore-controller");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "longshore-controller");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         set_life(&mut params, now, SERVER_LIFE_MS, authority.not_after());
@@ -167,7 +187,10 @@ impl Ca {
                 chain.push(root.clone());
             }
         }
-        Ok((chain, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
+        Ok((
+            chain,
+            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        ))
     }
 }
 
@@ -182,8 +205,13 @@ impl Signer for Ca {
         let authority = self.authority();
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, device.as_str());
-        let uri = format!("spiffe://{}/tenant/{tenant}/device/{device}", self.trust_domain);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, device.as_str());
+        let uri = format!(
+            "spiffe://{}/tenant/{tenant}/device/{device}",
+            self.trust_domain
+        );
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

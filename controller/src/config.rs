@@ -93,7 +93,7 @@ settings! {
     [env = "LONGSHORE_EDGE_LISTEN", value_name = "ADDRESS"] edge_listen: SocketAddr,
     /// The public listener's URL, as devices and operators reach it [default: from the listener]
     [env = "LONGSHORE_PUBLIC_URL", value_name = "URL"] public_url: String,
-    /// The edge listener's URL, as devices reach it, such as wss://edge.example.com:8444 [default: from the listener]
+    /// The edge listener's URL, as devices reach it, such as `wss://edge.example.com:8444` [default: from the listener]
     [env = "LONGSHORE_EDGE_URL", value_name = "URL"] edge_url: String,
     /// Further host names and addresses in the listeners' certificates, separated by commas
     [env = "LONGSHORE_HOSTNAMES", value_name = "NAMES", value_delimiter = ','] hostnames: Vec<String>,
@@ -127,7 +127,7 @@ settings! {
     [env = "LONGSHORE_RENDER_MEMORY", value_name = "MIB"] render_memory: u64,
     /// Render without Landlock where the kernel has none, rather than not at all
     [env = "LONGSHORE_ALLOW_UNSANDBOXED", num_args = 0..=1, default_missing_value = "true"] allow_unsandboxed: bool,
-    /// What to log, such as info or longshore_controller=debug,warn [default: info]
+    /// What to log, such as `info` or `longshore_controller=debug,warn` [default: info]
     [env = "LONGSHORE_LOG", value_name = "FILTER"] log: String,
     /// How logs look [default: auto]
     [env = "LONGSHORE_LOG_FORMAT", value_name = "FORMAT"] log_format: LogFormat,
@@ -162,7 +162,11 @@ impl std::str::FromStr for Period {
         let wrong = || format!("`{text}` is no duration such as 500ms, 30s, 5m or 1h");
         let span: jiff::SignedDuration = text.parse().map_err(|_detail| wrong())?;
         let period = Duration::try_from(span).map_err(|_negative| wrong())?;
-        if period.is_zero() { Err(wrong()) } else { Ok(Self(period)) }
+        if period.is_zero() {
+            Err(wrong())
+        } else {
+            Ok(Self(period))
+        }
     }
 }
 
@@ -259,16 +263,26 @@ impl Config {
             data_dir: settings.data_dir.unwrap_or_else(|| "longshore-data".into()),
             public_listen: settings.public_listen.unwrap_or_else(|| any(8443)),
             edge_listen: settings.edge_listen.unwrap_or_else(|| any(8444)),
-            public_url: settings.public_url.map(|url| url.trim_end_matches('/').to_owned()),
-            edge_url: settings.edge_url.map(|url| url.trim_end_matches('/').to_owned()),
+            public_url: settings
+                .public_url
+                .map(|url| url.trim_end_matches('/').to_owned()),
+            edge_url: settings
+                .edge_url
+                .map(|url| url.trim_end_matches('/').to_owned()),
             hostnames: settings.hostnames.unwrap_or_default(),
             plain_http: settings.plain_http.unwrap_or_default(),
             behind_proxy: settings.behind_proxy.unwrap_or_default(),
             database_url: settings.database_url.map(Into::into),
             secret_key: settings.secret_key.map(|secret| secret.0),
-            poll_interval: settings.poll_interval.map_or(Duration::from_secs(30), |it| it.0),
-            heartbeat: settings.heartbeat.map_or(Duration::from_secs(30), |it| it.0),
-            trust_domain: settings.trust_domain.unwrap_or_else(|| "longshore".to_owned()),
+            poll_interval: settings
+                .poll_interval
+                .map_or(Duration::from_secs(30), |it| it.0),
+            heartbeat: settings
+                .heartbeat
+                .map_or(Duration::from_secs(30), |it| it.0),
+            trust_domain: settings
+                .trust_domain
+                .unwrap_or_else(|| "longshore".to_owned()),
             ca,
             render: RenderSettings {
                 program: settings.kustomize,
@@ -353,21 +367,23 @@ impl Config {
 }
 
 fn read(path: &Path) -> Result<Settings, ConfigError> {
-    let text = fs::read_to_string(path)
-        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-    toml::from_str(&text)
-        .map_err(|error| ConfigError::Invalid { path: path.to_owned(), source: Box::new(error) })
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|error| ConfigError::Invalid {
+        path: path.to_owned(),
+        source: Box::new(error),
+    })
 }
 
 fn redacted(url: &SecretString) -> String {
     use secrecy::ExposeSecret as _;
     match url::Url::parse(url.expose_secret()) {
-        Ok(mut url) if url.password().is_some() => {
-            match url.set_password(Some("redacted")) {
-                Ok(()) => url.to_string(),
-                Err(()) => "(redacted)".to_owned(),
-            }
-        }
+        Ok(mut url) if url.password().is_some() => match url.set_password(Some("redacted")) {
+            Ok(()) => url.to_string(),
+            Err(()) => "(redacted)".to_owned(),
+        },
         Ok(url) => url.to_string(),
         Err(_) => "(redacted)".to_owned(),
     }
@@ -379,7 +395,9 @@ mod tests {
 
     fn settings(arguments: &[&str]) -> Settings {
         let program = std::iter::once("longshore-controller");
-        CommandLine::try_parse_from(program.chain(arguments.iter().copied())).unwrap().settings
+        CommandLine::try_parse_from(program.chain(arguments.iter().copied()))
+            .unwrap()
+            .settings
     }
 
     #[test]
@@ -396,10 +414,15 @@ mod tests {
         fs::write(&file, "heartbeat = \"10s\"\npoll-interval = \"5m\"\n").unwrap();
         let config = Config::resolve(settings(&["--heartbeat", "7s"]), Some(&file)).unwrap();
         assert_eq!(config.heartbeat, Duration::from_secs(7));
-        assert_eq!(config.poll_interval, Duration::from_secs(300));
+        assert_eq!(config.poll_interval, Duration::from_mins(5));
         fs::write(&file, "hartbeat = \"10s\"\n").unwrap();
-        let error = Config::resolve(Settings::default(), Some(&file)).unwrap_err().to_string();
-        assert!(error.contains("longshore.toml") && error.contains("hartbeat"), "{error}");
+        let error = Config::resolve(Settings::default(), Some(&file))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("longshore.toml") && error.contains("hartbeat"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -407,8 +430,11 @@ mod tests {
         let plain = Config::resolve(settings(&["--plain-http"]), None).unwrap_err();
         assert!(plain.to_string().contains("loopback"));
         assert!(
-            Config::resolve(settings(&["--plain-http", "--public-listen", "127.0.0.1:0"]), None)
-                .is_ok()
+            Config::resolve(
+                settings(&["--plain-http", "--public-listen", "127.0.0.1:0"]),
+                None
+            )
+            .is_ok()
         );
         let half = Config::resolve(settings(&["--ca-key", "x"]), None).unwrap_err();
         assert!(half.to_string().contains("go together"));
@@ -418,14 +444,23 @@ mod tests {
     fn secrets_are_not_shown() {
         let config = Config::resolve(
             settings(&[
-                "--secret-key", "5ec2e7", "--database-url", "postgres://me:hunter2@db/longshore",
+                "--secret-key",
+                "5ec2e7",
+                "--database-url",
+                "postgres://me:hunter2@db/longshore",
             ]),
             None,
         )
         .unwrap();
         let shown = config.describe();
-        assert!(!shown.contains("hunter2") && !shown.contains("5ec2e7"), "{shown}");
-        assert!(shown.contains("postgres://me:redacted@db/longshore"), "{shown}");
+        assert!(
+            !shown.contains("hunter2") && !shown.contains("5ec2e7"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("postgres://me:redacted@db/longshore"),
+            "{shown}"
+        );
         assert!(!format!("{config:?}").contains("hunter2"));
         let again: Settings = toml::from_str(&shown).unwrap();
         assert_eq!(again.log.as_deref(), Some("info,sqlx=warn"));

@@ -40,7 +40,7 @@ use crate::{
 /// The longest that a call is held while its device is pending.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// After how many seconds a pending device is to call again.
-const RETRY_AFTER: u64 = 5;
+const RETRY_AFTER: u64 = 1;
 const MAX_FACTS: usize = 64;
 const MAX_FACT_LENGTH: usize = 256;
 
@@ -134,23 +134,24 @@ impl Enrollment {
         self.limits
             .token_try(&token.id)
             .map_err(|retry_after| EnrollError::TooMany { retry_after })?;
-        let name: DeviceName =
-            request.name.parse().map_err(|error| EnrollError::Invalid(format!("{error}")))?;
-        let csr =
-            Request::from_pem(&request.csr).map_err(|error| EnrollError::Invalid(error.to_string()))?;
+        let name: DeviceName = request
+            .name
+            .parse()
+            .map_err(|error| EnrollError::Invalid(format!("{error}")))?;
+        let csr = Request::from_pem(&request.csr)
+            .map_err(|error| EnrollError::Invalid(error.to_string()))?;
         let facts = bounded(request.facts)?;
         let mut changes = self.fleets.changes(&token.fleet);
-        let device = self.register(&token, name, &csr, facts, source).await?;
+        let mut device = self.register(&token, name, &csr, facts, source).await?;
         let deadline = Instant::now() + Duration::from_secs(request.wait).min(MAX_WAIT);
-        let mut device = device;
         while device.state == DeviceState::Pending {
-            let changed = async {
+            let decided = async {
                 match &mut changes {
                     Some(changes) => changes.changed().await.is_ok(),
                     None => false,
                 }
             };
-            match tokio::time::timeout_at(deadline, changed).await {
+            match tokio::time::timeout_at(deadline, decided).await {
                 Ok(true) => {}
                 Ok(false) | Err(_) => break,
             }
@@ -272,7 +273,13 @@ pub fn bounded(facts: Facts) -> Result<Facts, EnrollError> {
         return Err(EnrollError::Invalid(format!("more than {MAX_FACTS} facts")));
     }
     let clean = |text: String| -> String {
-        text.chars().filter(|char| !char.is_control()).take(MAX_FACT_LENGTH).collect()
+        text.chars()
+            .filter(|char| !char.is_control())
+            .take(MAX_FACT_LENGTH)
+            .collect()
     };
-    Ok(facts.into_iter().map(|(name, value)| (clean(name), clean(value))).collect())
+    Ok(facts
+        .into_iter()
+        .map(|(name, value)| (clean(name), clean(value)))
+        .collect())
 }

@@ -18,12 +18,19 @@ pub struct FileError {
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> FileError + '_ {
-    move |source| FileError { path: path.to_owned(), source }
+    move |source| FileError {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Makes a directory that only its owner can enter.
 pub fn create_private_directory(path: &Path) -> Result<(), FileError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(at(path))
 }
 
 /// Writes a file whole or not at all, and durably. `mode` is the file's permission bits.
@@ -42,10 +49,14 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
         .mode(mode)
         .open(&temporary)
         .map_err(at(&temporary))?;
-    file.write_all(content).and_then(|()| file.sync_all()).map_err(at(&temporary))?;
+    file.write_all(content)
+        .and_then(|()| file.sync_all())
+        .map_err(at(&temporary))?;
     fs::rename(&temporary, path).map_err(at(path))?;
     if let Some(parent) = path.parent() {
-        File::open(parent).and_then(|directory| directory.sync_all()).map_err(at(parent))?;
+        File::open(parent)
+            .and_then(|directory| directory.sync_all())
+            .map_err(at(parent))?;
     }
     Ok(())
 }
@@ -68,6 +79,10 @@ pub fn read_or_create_secret(
         return Ok(text.trim().to_owned().into());
     }
     let secret = make();
-    write(path, format!("{}\n", secret.expose_secret()).as_bytes(), 0o600)?;
+    write(
+        path,
+        format!("{}\n", secret.expose_secret()).as_bytes(),
+        0o600,
+    )?;
     Ok(secret)
 }

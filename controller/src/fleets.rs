@@ -9,8 +9,8 @@ use std::{
 
 use longshore_fleet::RepoPath;
 use tokio::sync::{Notify, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument as _, info_span};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, error, info_span};
 
 use crate::{
     builds::Builds,
@@ -20,9 +20,10 @@ use crate::{
     reconcile::{Parts, Reconciler},
     source::{Observation, Source, git::GitError, mirror::Mirror},
     store::{
-        Store,
-        fleets::{Fleet, FleetId},
+        Store, StoreError,
+        fleets::{self, Fleet, FleetId},
     },
+    tasks::Tasks,
 };
 
 /// One fleet that is followed.
@@ -51,15 +52,12 @@ pub struct Fleets {
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Runs.
-    pub tasks: TaskTracker,
-    /// Ends it all.
-    pub shutdown: CancellationToken,
+    pub tasks: Tasks,
     followed: Mutex<HashMap<FleetId, Followed>>,
 }
 
 impl Fleets {
     /// No fleets yet.
-    #[expect(clippy::too_many_arguments, reason = "it only takes what it wires together")]
     pub fn new(
         directory: PathBuf,
         interval: Duration,
@@ -67,8 +65,7 @@ impl Fleets {
         builds: Builds,
         hub: Arc<Hub>,
         metrics: Arc<Metrics>,
-        tasks: TaskTracker,
-        shutdown: CancellationToken,
+        tasks: Tasks,
     ) -> Self {
         Self {
             directory,
@@ -78,9 +75,20 @@ impl Fleets {
             hub,
             metrics,
             tasks,
-            shutdown,
             followed: Mutex::default(),
         }
+    }
+
+    /// Follows all fleets of the store.
+    pub async fn follow_all(&self) -> Result<(), StoreError> {
+        let all = fleets::all(&mut *self.store.read().await?).await?;
+        for fleet in all {
+            if let Err(error) = self.follow(&fleet).await {
+                // One fleet's broken mirror must not keep the others from being followed.
+                error!(fleet = %fleet.id, error = &error as &dyn std::error::Error, "not followed");
+            }
+        }
+        Ok(())
     }
 
     /// Follows a fleet until [`Self::leave`] or the shutdown.
@@ -89,8 +97,8 @@ impl Fleets {
         let mirror = Mirror::open(directory, fleet).await?;
         let local = fleet.trusted.then(|| local_path(&fleet.repo)).flatten();
         let (found, observation) = watch::channel(Observation::default());
-        let (changes, changed) = watch::channel(0);
-        let stop = self.shutdown.child_token();
+        let (changes, watched) = watch::channel(0);
+        let stop = self.tasks.shutdown.child_token();
         let source = Source {
             mirror: mirror.clone(),
             local,
@@ -125,7 +133,7 @@ impl Fleets {
             source: source.poke.clone(),
             branches: branches.clone(),
             reconcile,
-            changes: changed,
+            changes: watched,
             stop: stop.clone(),
         };
         let older = self.followed().insert(fleet.id.clone(), followed);
@@ -133,9 +141,14 @@ impl Fleets {
             older.stop.cancel();
         }
         let span = info_span!("fleet", tenant = %fleet.id.tenant, fleet = %fleet.id.name);
-        self.tasks.spawn(source.run(found, stop.clone()).instrument(span.clone()));
-        self.tasks.spawn(branches.run(stop.clone()).instrument(span.clone()));
-        self.tasks.spawn(reconciler.run(stop).instrument(span));
+        let source = source.run(found, stop.clone()).instrument(span.clone());
+        self.tasks.sound("a fleet's source", source);
+        let branches = branches.run(stop.clone()).instrument(span.clone());
+        self.tasks.sound("a fleet's enrollment", branches);
+        self.tasks.sound(
+            "a fleet's reconciler",
+            reconciler.run(stop).instrument(span),
+        );
         Ok(())
     }
 
@@ -145,7 +158,7 @@ impl Fleets {
             followed.stop.cancel();
         }
         let directory = self.mirror_directory(fleet);
-        self.tasks.spawn(async move {
+        self.tasks.tracker.spawn(async move {
             if let Err(error) = tokio::fs::remove_dir_all(&directory).await {
                 tracing::warn!(%error, path = %directory.display(), "the mirror stays behind");
             }
@@ -169,12 +182,16 @@ impl Fleets {
 
     /// Tells when devices of a fleet were approved, rejected or decommissioned.
     pub fn changes(&self, fleet: &FleetId) -> Option<watch::Receiver<u64>> {
-        self.followed().get(fleet).map(|followed| followed.changes.clone())
+        self.followed()
+            .get(fleet)
+            .map(|followed| followed.changes.clone())
     }
 
     /// A fleet's enrolment in Git.
     pub fn branches(&self, fleet: &FleetId) -> Option<Branches> {
-        self.followed().get(fleet).map(|followed| followed.branches.clone())
+        self.followed()
+            .get(fleet)
+            .map(|followed| followed.branches.clone())
     }
 
     fn mirror_directory(&self, fleet: &FleetId) -> PathBuf {

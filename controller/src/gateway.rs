@@ -37,7 +37,10 @@ use crate::{
     hub::Hub,
     metrics::Metrics,
     secret::Keyring,
-    store::{Store, devices::{self, Device}},
+    store::{
+        Store,
+        devices::{self, Device},
+    },
     tls::TlsListener,
 };
 
@@ -92,11 +95,16 @@ impl Gateway {
             let device = match device {
                 Ok(device) => device.filter(|device| device.fleet.tenant == identity.tenant),
                 Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, "the device cannot be looked up");
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the device cannot be looked up"
+                    );
                     return;
                 }
             };
-            let Some(socket) = self.upgrade(stream, device.as_ref()).await else { return };
+            let Some(socket) = self.upgrade(stream, device.as_ref()).await else {
+                return;
+            };
             if let Some(device) = device {
                 session::Session::new(self, device, socket).run().await;
             }
@@ -116,11 +124,16 @@ impl Gateway {
             .max_write_buffer_size(16 * 1024 * 1024)
             .max_message_size(Some(MAX_DEVICE_FRAME))
             .max_frame_size(Some(MAX_DEVICE_FRAME));
-        #[expect(clippy::result_large_err, reason = "the signature is the WebSocket library's")]
+        #[expect(
+            clippy::result_large_err,
+            reason = "the signature is the WebSocket library's"
+        )]
         let check = |request: &Request, mut response: Upgrade| {
             admit(&self.keyring, device, request)?;
             let protocol = HeaderValue::from_static(SUBPROTOCOL);
-            response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+            response
+                .headers_mut()
+                .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
             Ok(response)
         };
         let upgrade = accept_hdr_async_with_config(stream, check, Some(config));
@@ -139,25 +152,45 @@ impl Gateway {
 }
 
 /// Checks what the TLS handshake could not.
-#[expect(clippy::result_large_err, reason = "the error type is the WebSocket library's")]
-fn admit(keyring: &Keyring, device: Option<&Device>, request: &Request) -> Result<(), ErrorResponse> {
+#[expect(
+    clippy::result_large_err,
+    reason = "the error type is the WebSocket library's"
+)]
+fn admit(
+    keyring: &Keyring,
+    device: Option<&Device>,
+    request: &Request,
+) -> Result<(), ErrorResponse> {
     if request.uri().path() != EDGE_PATH {
-        return Err(refuse(StatusCode::NOT_FOUND, "unknown", "the path is not known"));
+        return Err(refuse(
+            StatusCode::NOT_FOUND,
+            "unknown",
+            "the path is not known",
+        ));
     }
-    let speaks = request.headers().get_all(SEC_WEBSOCKET_PROTOCOL).iter().any(|value| {
-        value.to_str().is_ok_and(|list| list.split(',').any(|name| name.trim() == SUBPROTOCOL))
-    });
+    let speaks = request
+        .headers()
+        .get_all(SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .any(|value| {
+            value
+                .to_str()
+                .is_ok_and(|list| list.split(',').any(|name| name.trim() == SUBPROTOCOL))
+        });
     if !speaks {
-        return Err(refuse(StatusCode::BAD_REQUEST, "unknown", "the subprotocol is not offered"));
+        return Err(refuse(
+            StatusCode::BAD_REQUEST,
+            "unknown",
+            "the subprotocol is not offered",
+        ));
     }
     let token = request
         .headers()
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
         .unwrap_or_default();
-    let device = device.filter(|device| {
-        keyring.is_device_token(&device.id, device.public_key, token)
-    });
+    let device =
+        device.filter(|device| keyring.is_device_token(&device.id, device.public_key, token));
     match device.map(|device| (device.state, &device.state_reason)) {
         None => Err(refuse(
             StatusCode::UNAUTHORIZED,
@@ -175,7 +208,10 @@ fn admit(keyring: &Keyring, device: Option<&Device>, request: &Request) -> Resul
 }
 
 fn refuse(status: StatusCode, state: &str, reason: &str) -> ErrorResponse {
-    let body = EnrollRejected { status: state.to_owned(), reason: reason.to_owned() };
+    let body = EnrollRejected {
+        status: state.to_owned(),
+        reason: reason.to_owned(),
+    };
     let mut response = Response::new(Some(serde_json::to_string(&body).unwrap_or_default()));
     *response.status_mut() = status;
     let json = HeaderValue::from_static("application/json");

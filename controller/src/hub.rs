@@ -50,7 +50,9 @@ impl Hub {
     /// Forgets a session. Returns whether the device is now gone, which it is not when a newer session came.
     pub fn disconnect(&self, device: &DeviceId, session: &Session) -> bool {
         let mut sessions = self.sessions();
-        let current = sessions.get(device).is_some_and(|it| it.number == session.number);
+        let current = sessions
+            .get(device)
+            .is_some_and(|it| it.number == session.number);
         if current {
             sessions.remove(device);
         }
@@ -93,7 +95,10 @@ mod tests {
         let old = hub.connect(&device);
         let new = hub.connect(&device);
         assert!(old.replaced.is_cancelled() && !new.replaced.is_cancelled());
-        assert!(!hub.disconnect(&device, &old), "the newer session is still there");
+        assert!(
+            !hub.disconnect(&device, &old),
+            "the newer session is still there"
+        );
         assert!(hub.disconnect(&device, &new));
         assert!(hub.is_empty());
     }

@@ -29,5 +29,6 @@ pub mod run;
 pub mod secret;
 pub mod source;
 pub mod store;
+pub mod tasks;
 pub mod telemetry;
 pub mod tls;

@@ -9,7 +9,11 @@ use longshore_controller::{
 };
 
 fn main() -> ExitCode {
-    let CommandLine { command, config, settings } = CommandLine::parse();
+    let CommandLine {
+        command,
+        config,
+        settings,
+    } = CommandLine::parse();
     let config = match Config::resolve(settings, config.as_deref()) {
         Ok(config) => config,
         Err(error) => return fail(&error.into(), 2),
@@ -23,7 +27,10 @@ fn main() -> ExitCode {
     if let Err(error) = telemetry::init(&config.log, config.log_format) {
         return fail(&error.into(), 2);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into(), 1),
     };
@@ -35,6 +42,9 @@ fn main() -> ExitCode {
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
     // Where stderr is closed, the exit code is all that can be said.
-    drop(writeln!(std::io::stderr(), "longshore-controller: {error:#}"));
+    drop(writeln!(
+        std::io::stderr(),
+        "longshore-controller: {error:#}"
+    ));
     ExitCode::from(code)
 }

@@ -43,7 +43,9 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let seconds = || {
-            Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
+            Histogram::new([
+                0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+            ])
         };
         let mut registry = Registry::with_prefix("longshore");
         let metrics = Self {
@@ -62,7 +64,11 @@ impl Default for Metrics {
             webhooks: Counter::default(),
             resident_memory: Gauge::default(),
         };
-        registry.register("renders", "Kustomize builds that ran", metrics.renders.clone());
+        registry.register(
+            "renders",
+            "Kustomize builds that ran",
+            metrics.renders.clone(),
+        );
         registry.register(
             "render_seconds",
             "Time of one kustomize build",
@@ -91,19 +97,30 @@ impl Default for Metrics {
             "Bytes of manifests sent to devices",
             metrics.manifest_bytes.clone(),
         );
-        registry.register("enrollments", "Devices that enrolled", metrics.enrollments.clone());
+        registry.register(
+            "enrollments",
+            "Devices that enrolled",
+            metrics.enrollments.clone(),
+        );
         registry.register(
             "enrollments_refused",
             "Enrolment calls that were refused",
             metrics.enrollments_refused.clone(),
         );
-        registry.register("webhooks", "Verified webhook calls", metrics.webhooks.clone());
+        registry.register(
+            "webhooks",
+            "Verified webhook calls",
+            metrics.webhooks.clone(),
+        );
         registry.register(
             "resident_memory_bytes",
             "Resident memory of the controller",
             metrics.resident_memory.clone(),
         );
-        Self { registry, ..metrics }
+        Self {
+            registry,
+            ..metrics
+        }
     }
 }
 
@@ -125,7 +142,9 @@ impl Metrics {
 /// Resident memory as Linux tells it (proc(5): `VmRSS` in kibibytes).
 fn resident_bytes() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024.0)
 }

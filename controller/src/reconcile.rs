@@ -10,7 +10,9 @@
 //! after a start, the pass after a push and the pass after a build are the same code.
 
 mod approve;
+mod conditions;
 mod desire;
+mod execute;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,29 +22,30 @@ use std::{
 
 use git2::Oid;
 use longshore_fleet::{Fleet, Reader, RepoPath, Tree, closure::ClosureCache};
-use longshore_protocol::{
-    Condition, DeviceId,
-    api::DeviceState,
-    condition,
-};
+use longshore_protocol::{Condition, DeviceId, api::DeviceState, condition};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::error;
 
+use self::execute::Execution;
 use crate::{
     builds::Builds,
     clock,
     hub::Hub,
     metrics::Metrics,
     rollout::{self, Guard},
-    source::{Observation, git::GitError, mirror::{Commit, Mirror}},
+    source::{
+        Observation,
+        git::GitError,
+        mirror::{Commit, Mirror},
+    },
     store::{
-        Store, StoreError, content,
-        devices::{self, Desired, Description, DeviceView},
-        fleets::{self, FleetId, FleetStatus, Revision},
+        Store, StoreError,
+        devices::{self, Description, DeviceView},
+        fleets::{self, FleetId, FleetStatus},
     },
 };
 
@@ -108,7 +111,9 @@ struct Reading {
 
 impl std::fmt::Debug for Reading {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reading").field("fleet", &self.fleet).finish_non_exhaustive()
+        f.debug_struct("Reading")
+            .field("fleet", &self.fleet)
+            .finish_non_exhaustive()
     }
 }
 
@@ -138,7 +143,10 @@ impl Reconciler {
                 ),
             }
             self.parts.metrics.reconciliations.inc();
-            self.parts.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
+            self.parts
+                .metrics
+                .reconcile_seconds
+                .observe(started.elapsed().as_secs_f64());
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
@@ -152,12 +160,19 @@ impl Reconciler {
         let Observation { refs, problem } = self.parts.observation.borrow().clone();
         let now = clock::now_ms();
         let mut db = self.parts.store.read().await?;
-        let Some(row) = fleets::find(&mut db, &self.parts.fleet).await? else { return Ok(()) };
+        let Some(row) = fleets::find(&mut db, &self.parts.fleet).await? else {
+            return Ok(());
+        };
         let devices = devices::list(&mut db, &self.parts.fleet).await?;
         drop(db);
         let mut status = row.status.clone();
-        condition::set(&mut status.conditions, source_condition(refs.as_ref(), problem, now));
-        let Some(refs) = refs else { return self.finish(&row.status, status).await };
+        condition::set(
+            &mut status.conditions,
+            conditions::source(refs.as_ref(), problem, now),
+        );
+        let Some(refs) = refs else {
+            return self.finish(&row.status, status).await;
+        };
         let Some(commit) = refs.tracked.clone() else {
             return self.finish(&row.status, status).await;
         };
@@ -175,7 +190,8 @@ impl Reconciler {
             }
         };
         let devices = self.approve(&refs, fleet, devices).await?;
-        self.steer(&row, status, &commit, &reading, fleet, devices).await
+        self.steer(&row, status, &commit, &reading, fleet, devices)
+            .await
     }
 
     /// Reads the fleet at a commit; the same commit is read once.
@@ -189,7 +205,9 @@ impl Reconciler {
         let mut reader = std::mem::take(&mut self.reader);
         let root = self.parts.root.clone();
         let (reader, reading) = blocking(move || {
-            let fleet = reader.read(&*tree, &root).map_err(|error| error.to_string());
+            let fleet = reader
+                .read(&*tree, &root)
+                .map_err(|error| error.to_string());
             (reader, Arc::new(Reading { tree, fleet }))
         })
         .await?;
@@ -210,107 +228,53 @@ impl Reconciler {
     ) -> Result<(), ReconcileError> {
         let now = clock::now_ms();
         let revision = commit.id.to_string();
-        let active: Vec<_> =
-            devices.into_iter().filter(|view| view.device.state == DeviceState::Active).collect();
-        let desires = self.desire(reading, fleet, &active).await?;
+        let active: Vec<_> = devices
+            .into_iter()
+            .filter(|view| view.device.state == DeviceState::Active)
+            .collect();
+        let mut desires = self.desire(reading, fleet, &active).await?;
         let guard = Guard {
             max_removals: fleet.settings.max_decommission.of(active.len()),
             confirmed: row.confirmed_revision.as_deref() == Some(&*revision),
         };
-        let plan = rollout::plan(desires.candidates, guard);
+        let plan = rollout::plan(std::mem::take(&mut desires.candidates), guard);
 
         let mut problems: Vec<_> = fleet.problems.iter().map(ToString::to_string).collect();
-        problems.extend(desires.problems);
+        problems.append(&mut desires.problems);
         problems.dedup();
         let problem_count = problems.len() as u64;
         problems.truncate(MAX_PROBLEMS);
-        condition::set(&mut status.conditions, valid_condition(problem_count, &problems, now));
-        condition::set(&mut status.conditions, held_condition(&plan.held, &revision, now));
-        let is_new = row.status.revision.as_deref() != Some(&*revision);
+        condition::set(
+            &mut status.conditions,
+            conditions::valid(problem_count, &problems, now),
+        );
+        condition::set(
+            &mut status.conditions,
+            conditions::held(&plan.held, &revision, now),
+        );
         status.problems = problems;
         status.held.clone_from(&plan.held);
         status.revision = Some(revision.clone());
-
-        let moves: Vec<_> = plan
-            .moves
+        self.execute(Execution {
+            is_new: row.status.revision != status.revision,
+            status: (status != row.status).then_some(status),
+            commit,
+            problems: problem_count,
+            descriptions: changed_descriptions(&active, desires.descriptions),
+            fresh_objects: desires.fresh_objects,
+            plan,
+            now,
+        })
+        .await?;
+        let lagging = active
             .iter()
-            .map(|change| {
-                let target = longshore_protocol::message::Held {
-                    generation: change.generation,
-                    digest: change.set.digest(),
-                };
-                let objects = change.set.len() as u64;
-                let revision = revision.clone();
-                (change.id.clone(), Desired { target, revision, objects, since: now })
-            })
-            .collect();
-        let descriptions = changed_descriptions(&active, desires.descriptions);
-        let tenant = &self.parts.fleet.tenant;
-        if is_new
-            || status != row.status
-            || !moves.is_empty()
-            || !plan.decommissions.is_empty()
-            || !descriptions.is_empty()
-        {
-            let mut db = self.parts.store.write().await?;
-            content::put_objects(&mut db, tenant, &desires.fresh_objects).await?;
-            content::put_sets(&mut db, tenant, plan.moves.iter().map(|change| &*change.set)).await?;
-            devices::put_desired(&mut db, tenant, &moves).await?;
-            devices::set_state(
-                &mut db,
-                tenant,
-                &plan.decommissions,
-                DeviceState::Decommissioned,
-                &format!("revision {} no longer has it", short(&revision)),
-            )
-            .await?;
-            devices::describe(&mut db, tenant, &descriptions).await?;
-            fleets::set_status(&mut db, &self.parts.fleet, &status).await?;
-            if is_new || !moves.is_empty() {
-                fleets::record_revision(&mut db, &self.parts.fleet, &Revision {
-                    commit: revision.clone(),
-                    summary: commit.summary.clone(),
-                    author: commit.author.clone(),
-                    observed_at: now,
-                    devices_changed: moves.len() as u64,
-                    problems: problem_count,
-                })
-                .await?;
-            }
-            db.commit().await.map_err(StoreError::from)?;
-        }
-        if is_new || !moves.is_empty() || !plan.decommissions.is_empty() {
-            info!(
-                revision = short(&revision),
-                changed = moves.len(),
-                decommissioned = plan.decommissions.len(),
-                held = plan.held.len(),
-                problems = problem_count,
-                "revision in force"
-            );
-        }
-        self.parts.metrics.desired_changes.inc_by(moves.len() as u64);
-        if !plan.decommissions.is_empty() {
-            self.parts.changes.send_modify(|count| *count += 1);
-        }
-        let lagging = active.iter().filter(|view| view.device.connected && lags(view));
-        self.parts.hub.poke(
-            moves
-                .iter()
-                .map(|(id, _)| id)
-                .chain(&plan.decommissions)
-                .chain(lagging.map(|view| &view.device.id)),
-        );
-        debug!("pass done");
+            .filter(|view| view.device.connected && lags(view));
+        self.parts.hub.poke(lagging.map(|view| &view.device.id));
         Ok(())
     }
 
     /// Ends a pass that got no further than the fleet's status.
-    async fn finish(
-        &self,
-        before: &FleetStatus,
-        after: FleetStatus,
-    ) -> Result<(), ReconcileError> {
+    async fn finish(&self, before: &FleetStatus, after: FleetStatus) -> Result<(), ReconcileError> {
         if *before != after {
             let mut db = self.parts.store.write().await?;
             fleets::set_status(&mut db, &self.parts.fleet, &after).await?;
@@ -323,7 +287,9 @@ impl Reconciler {
 /// Whether a device does not hold what it should.
 fn lags(view: &DeviceView) -> bool {
     view.desired.as_ref().is_some_and(|desired| {
-        view.observed.as_ref().is_none_or(|observed| observed.report.held != desired.target)
+        view.observed
+            .as_ref()
+            .is_none_or(|observed| observed.report.held != desired.target)
     })
 }
 
@@ -332,7 +298,10 @@ fn changed_descriptions(
     active: &[DeviceView],
     descriptions: BTreeMap<DeviceId, Description>,
 ) -> Vec<Description> {
-    let before: HashMap<_, _> = active.iter().map(|view| (&view.device.id, &view.device)).collect();
+    let before: HashMap<_, _> = active
+        .iter()
+        .map(|view| (&view.device.id, &view.device))
+        .collect();
     descriptions
         .into_values()
         .filter(|now| {
@@ -345,50 +314,6 @@ fn changed_descriptions(
         .collect()
 }
 
-fn source_condition(
-    refs: Option<&crate::source::mirror::Refs>,
-    problem: Option<String>,
-    now: u64,
-) -> Condition {
-    match (refs, problem) {
-        (_, Some(problem)) => Condition::fails("SourceReady", "Unreachable", problem, now),
-        (None, None) => Condition::fails("SourceReady", "NotFetchedYet", "", now),
-        (Some(refs), None) if refs.tracked.is_none() => Condition::fails(
-            "SourceReady",
-            "BranchMissing",
-            "the repo does not have the branch; what devices run stays as it is",
-            now,
-        ),
-        _ => Condition::holds("SourceReady", "Fetched", "", now),
-    }
-}
-
-fn valid_condition(count: u64, problems: &[String], now: u64) -> Condition {
-    match problems.first() {
-        None => Condition::holds("FleetValid", "NoProblems", "", now),
-        Some(first) => {
-            let message = format!("{count} problems; the first: {first}");
-            Condition::fails("FleetValid", "Problems", message, now)
-        }
-    }
-}
-
-fn held_condition(
-    held: &[longshore_protocol::api::HeldRemoval],
-    revision: &str,
-    now: u64,
-) -> Condition {
-    if held.is_empty() {
-        return Condition::fails("RemovalsHeld", "NothingHeld", "", now);
-    }
-    let message = format!(
-        "{} removals are more than `maxDecommission` allows; if they are meant, \
-         `longshore fleets confirm-removals --revision {revision}`",
-        held.len()
-    );
-    Condition::holds("RemovalsHeld", "MassRemoval", message, now)
-}
-
 fn short(revision: &str) -> &str {
     revision.get(..12).unwrap_or(revision)
 }
@@ -398,5 +323,7 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ReconcileError> {
     let span = tracing::Span::current();
-    tokio::task::spawn_blocking(move || span.in_scope(work)).await.map_err(|_cut| ReconcileError::Cut)
+    tokio::task::spawn_blocking(move || span.in_scope(work))
+        .await
+        .map_err(|_cut| ReconcileError::Cut)
 }

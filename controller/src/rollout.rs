@@ -83,18 +83,26 @@ enum Step {
 /// Plans one commit for one fleet.
 pub fn plan(candidates: Vec<Candidate>, guard: Guard) -> Plan {
     let steps: Vec<_> = candidates.into_iter().filter_map(step).collect();
-    let removals = steps.iter().filter(|step| !matches!(step, Step::Move(_))).count();
+    let removals = steps
+        .iter()
+        .filter(|step| !matches!(step, Step::Move(_)))
+        .count();
     let hold = removals > guard.max_removals && !guard.confirmed;
     let mut plan = Plan::default();
     for step in steps {
         match step {
-            Step::Move(change) => plan.moves.push(change),
             Step::Empty(device, _) if hold => {
-                plan.held.push(HeldRemoval { device, removal: "Empty".to_owned() });
+                plan.held.push(HeldRemoval {
+                    device,
+                    removal: "Empty".to_owned(),
+                });
             }
-            Step::Empty(_, change) => plan.moves.push(change),
+            Step::Move(change) | Step::Empty(_, change) => plan.moves.push(change),
             Step::Decommission(device, _) if hold => {
-                plan.held.push(HeldRemoval { device, removal: "Decommission".to_owned() });
+                plan.held.push(HeldRemoval {
+                    device,
+                    removal: "Decommission".to_owned(),
+                });
             }
             Step::Decommission(_, id) => plan.decommissions.push(id),
         }
@@ -103,7 +111,12 @@ pub fn plan(candidates: Vec<Candidate>, guard: Guard) -> Plan {
 }
 
 fn step(candidate: Candidate) -> Option<Step> {
-    let Candidate { id, name, current, wanted } = candidate;
+    let Candidate {
+        id,
+        name,
+        current,
+        wanted,
+    } = candidate;
     let set = match wanted {
         Wanted::Unknown => return None,
         Wanted::Gone => return Some(Step::Decommission(name, id)),
@@ -112,11 +125,20 @@ fn step(candidate: Candidate) -> Option<Step> {
     if current.is_some_and(|current| current.target.digest == set.digest()) {
         return None;
     }
-    let generation =
-        current.map_or(Generation::FIRST, |current| current.target.generation.next());
+    let generation = current.map_or(Generation::FIRST, |current| {
+        current.target.generation.next()
+    });
     let becomes_empty = set.is_empty() && current.is_some_and(|current| !current.empty);
-    let change = Move { id, generation, set };
-    Some(if becomes_empty { Step::Empty(name, change) } else { Step::Move(change) })
+    let change = Move {
+        id,
+        generation,
+        set,
+    };
+    Some(if becomes_empty {
+        Step::Empty(name, change)
+    } else {
+        Step::Move(change)
+    })
 }
 
 /// The digest of a set without objects.
@@ -138,22 +160,40 @@ mod tests {
             namespace: String::new(),
             name: "a".into(),
         };
-        let entry = Entry { key, digest: Digest::of(&[version]), size: 1 };
+        let entry = Entry {
+            key,
+            digest: Digest::of(&[version]),
+            size: 1,
+        };
         Arc::new(ManifestSet::new((version > 0).then_some(entry)).unwrap())
     }
 
     fn current(version: u8, generation: u64) -> Current {
         let digest = set(version).digest();
-        Current { target: Held { generation: generation.into(), digest }, empty: version == 0 }
+        Current {
+            target: Held {
+                generation: generation.into(),
+                digest,
+            },
+            empty: version == 0,
+        }
     }
 
     fn candidate(n: u8, current: Option<Current>, wanted: Wanted) -> Candidate {
         let name = format!("device-{n}").parse().unwrap();
-        Candidate { id: DeviceId::from_random([n; 16]), name, current, wanted }
+        Candidate {
+            id: DeviceId::from_random([n; 16]),
+            name,
+            current,
+            wanted,
+        }
     }
 
     fn guard(max_removals: usize) -> Guard {
-        Guard { max_removals, confirmed: false }
+        Guard {
+            max_removals,
+            confirmed: false,
+        }
     }
 
     #[test]
@@ -167,11 +207,18 @@ mod tests {
             ],
             guard(5),
         );
-        let moves: Vec<_> = plan.moves.iter().map(|it| (it.id.clone(), it.generation)).collect();
-        assert_eq!(moves, [
-            (DeviceId::from_random([1; 16]), Generation::from(1)),
-            (DeviceId::from_random([2; 16]), Generation::from(8)),
-        ]);
+        let moves: Vec<_> = plan
+            .moves
+            .iter()
+            .map(|it| (it.id.clone(), it.generation))
+            .collect();
+        assert_eq!(
+            moves,
+            [
+                (DeviceId::from_random([1; 16]), Generation::from(1)),
+                (DeviceId::from_random([2; 16]), Generation::from(8)),
+            ]
+        );
         assert!(plan.decommissions.is_empty() && plan.held.is_empty());
     }
 
@@ -189,9 +236,21 @@ mod tests {
         assert_eq!(held.held.len(), 2);
         assert!(held.decommissions.is_empty());
         let few = plan(candidates(), guard(2));
-        assert_eq!((few.moves.len(), few.decommissions.len(), few.held.len()), (2, 1, 0));
-        let confirmed = plan(candidates(), Guard { max_removals: 1, confirmed: true });
-        assert_eq!((confirmed.decommissions.len(), confirmed.held.len()), (1, 0));
+        assert_eq!(
+            (few.moves.len(), few.decommissions.len(), few.held.len()),
+            (2, 1, 0)
+        );
+        let confirmed = plan(
+            candidates(),
+            Guard {
+                max_removals: 1,
+                confirmed: true,
+            },
+        );
+        assert_eq!(
+            (confirmed.decommissions.len(), confirmed.held.len()),
+            (1, 0)
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -16,7 +17,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -32,7 +33,8 @@ use crate::{
     hub::Hub,
     metrics::Metrics,
     secret::{self, Keyring},
-    store::{Store, StoreError, devices, fleets as fleet_store, tenants},
+    store::{Store, StoreError, devices, tenants},
+    tasks::Tasks,
     tls::{self, Reloadable, ServerCertificate, TlsListener},
 };
 
@@ -41,7 +43,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How often certificates are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 /// How often our own listeners get a new certificate.
-const CERTIFICATE_RENEWAL: Duration = Duration::from_secs(24 * 60 * 60);
+const CERTIFICATE_RENEWAL: Duration = Duration::from_hours(24);
 
 /// Why the controller cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -99,141 +101,237 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 }
 
 async fn serve(config: Config, shutdown: &CancellationToken) -> Result<(), RunError> {
-    let now = clock::now_ms();
-    let tasks = TaskTracker::new();
-    files::create_private_directory(&config.data_dir)?;
-    let data_dir = std::path::absolute(&config.data_dir).unwrap_or(config.data_dir.clone());
-    let store = match &config.database_url {
-        Some(url) => Store::open(url.expose_secret()).await?,
-        None => Store::embedded(&data_dir).await?,
-    };
-    let keyring = Arc::new(Keyring::open(&data_dir, config.secret_key.as_ref())?);
-    let ca = Arc::new(Ca::open(&data_dir, config.ca.clone(), &config.trust_domain, now)?);
-    let renderer = Kustomize::detect(config.render.clone()).await?;
-    let description = renderer.describe();
-    info!(renderer = description, store = store.engine().name(), "starting");
-    prepare(&store, &data_dir, now).await?;
-
-    let metrics = Arc::new(Metrics::default());
-    let hub = Arc::new(Hub::default());
-    let render: Arc<dyn Render> = Arc::new(renderer);
-    let builds = Builds::new(render, store.clone(), metrics.clone(), tasks.clone());
-    let fleets = Arc::new(Fleets::new(
-        data_dir.join("repos"),
-        config.poll_interval,
-        store.clone(),
-        builds,
-        hub.clone(),
-        metrics.clone(),
-        tasks.clone(),
-        shutdown.clone(),
-    ));
-
+    let (tasks, mut end) = Tasks::new(shutdown.clone());
+    let foundation = Foundation::lay(&config).await?;
     let public = listen(config.public_listen).await?;
     let edge = listen(config.edge_listen).await?;
-    let address = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
-    let public_address = address(&public, config.public_listen);
-    let edge_address = address(&edge, config.edge_listen);
-    let scheme = if config.plain_http { "http" } else { "https" };
-    let public_url = config
-        .public_url
-        .clone()
-        .unwrap_or_else(|| format!("{scheme}://{}", reachable(public_address)));
-    let edge_url =
-        config.edge_url.clone().unwrap_or_else(|| format!("wss://{}", reachable(edge_address)));
-
-    let names = certificate_names(&config, &public_url, &edge_url, [public_address, edge_address]);
-    let certificate = ServerCertificate::new(ca.server_identity(&names, now)?)?;
-    let public_tls = Reloadable::new(tls::public(certificate.clone())?);
-    let edge_tls = Reloadable::new(tls::edge(certificate.clone(), &ca)?);
-
-    for fleet in fleet_store::all(&mut *store.read().await?).await? {
-        if let Err(error) = fleets.follow(&fleet).await {
-            // One fleet's broken mirror must not keep the others from being followed.
-            error!(fleet = %fleet.id, error = &error as &dyn std::error::Error, "not followed");
-        }
-    }
-
-    let gateway = Arc::new(Gateway {
-        store: store.clone(),
-        hub: hub.clone(),
-        keyring: keyring.clone(),
-        ca: ca.clone(),
-        metrics: metrics.clone(),
-        heartbeat: config.heartbeat,
-        shutdown: shutdown.clone(),
-    });
-    let listener = |listener, tls| {
-        TlsListener::spawn(listener, tls, &tasks, shutdown.clone())
-            .map_err(|source| RunError::Listen { address: config.public_listen, source })
+    let addresses = Addresses::of(&config, &public, &edge);
+    let store = foundation.store.clone();
+    let serving = Serving {
+        foundation,
+        addresses,
+        tasks: tasks.clone(),
     };
-    let edge_listener = listener(edge, edge_tls.clone())?;
-    let gateway = tasks.spawn(gateway.run(edge_listener, tasks.clone()));
-
-    let api = Arc::new(Api {
-        store: store.clone(),
-        fleets: fleets.clone(),
-        enrollment: Enrollment {
-            store: store.clone(),
-            ca: ca.clone(),
-            keyring: keyring.clone(),
-            fleets,
-            limits: Limits::default(),
-            metrics: metrics.clone(),
-            edge_url: format!("{edge_url}{EDGE_PATH}"),
-        },
-        hub,
-        keyring,
-        ca: ca.clone(),
-        metrics,
-        public_url: public_url.clone(),
-        renderer: description,
-    });
-    let app = api::router(api).into_make_service_with_connect_info::<Peer>();
-    let stop = shutdown.clone().cancelled_owned();
-    let public = if config.plain_http {
-        tasks.spawn(async move { axum::serve(public, app).with_graceful_shutdown(stop).await })
-    } else {
-        let public = listener(public, public_tls)?;
-        tasks.spawn(async move { axum::serve(public, app).with_graceful_shutdown(stop).await })
-    };
-    tasks.spawn(keep_certificates(
-        ca.clone(),
-        certificate,
-        edge_tls,
-        names,
-        shutdown.clone(),
-    ));
-
-    // These files tell the command line, on this machine, how to reach the controller.
-    files::write(&data_dir.join("ca.pem"), ca.root_bundle().as_bytes(), 0o644)?;
-    files::write(&data_dir.join("edge-address"), format!("{edge_url}\n").as_bytes(), 0o644)?;
-    files::write(&data_dir.join("address"), format!("{public_url}\n").as_bytes(), 0o644)?;
-    info!(public = public_url, edge = edge_url, data = %data_dir.display(), "ready");
+    serving.start(&config, public, edge).await?;
 
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        _ = gateway => Err(RunError::Ended("the edge listener")),
-        _ = public => Err(RunError::Ended("the public listener")),
+        Some(part) = end.recv() => Err(RunError::Ended(part)),
     };
     // A listener that ends because of the shutdown is no surprise.
-    let result = if shutdown.is_cancelled() { Ok(()) } else { result };
+    let result = if shutdown.is_cancelled() {
+        Ok(())
+    } else {
+        result
+    };
     shutdown.cancel();
-    tasks.close();
-    if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
-        warn!(tasks = tasks.len(), "the grace is over; what is left is cut off");
+    tasks.tracker.close();
+    if tokio::time::timeout(GRACE, tasks.tracker.wait())
+        .await
+        .is_err()
+    {
+        warn!(
+            tasks = tasks.tracker.len(),
+            "the grace is over; what is left is cut off"
+        );
     }
     store.close().await;
     info!("stopped");
     result
 }
 
+/// What must be there before anybody is served.
+struct Foundation {
+    data_dir: PathBuf,
+    store: Store,
+    keyring: Arc<Keyring>,
+    ca: Arc<Ca>,
+    renderer: Kustomize,
+}
+
+impl Foundation {
+    async fn lay(config: &Config) -> Result<Self, RunError> {
+        files::create_private_directory(&config.data_dir)?;
+        let data_dir = std::path::absolute(&config.data_dir).unwrap_or(config.data_dir.clone());
+        let store = match &config.database_url {
+            Some(url) => Store::open(url.expose_secret()).await?,
+            None => Store::embedded(&data_dir).await?,
+        };
+        let keyring = Arc::new(Keyring::open(&data_dir, config.secret_key.as_ref())?);
+        let now = clock::now_ms();
+        let ca = Arc::new(Ca::open(
+            &data_dir,
+            config.ca.clone(),
+            &config.trust_domain,
+            now,
+        )?);
+        let renderer = Kustomize::detect(config.render.clone()).await?;
+        info!(
+            renderer = renderer.describe(),
+            store = store.engine().name(),
+            "starting"
+        );
+        prepare(&store, &data_dir, now).await?;
+        Ok(Self {
+            data_dir,
+            store,
+            keyring,
+            ca,
+            renderer,
+        })
+    }
+}
+
+/// How others reach the listeners.
+struct Addresses {
+    public_url: String,
+    edge_url: String,
+    /// What the listeners' certificates are for.
+    names: Vec<String>,
+}
+
+impl Addresses {
+    fn of(config: &Config, public: &TcpListener, edge: &TcpListener) -> Self {
+        let public = public.local_addr().unwrap_or(config.public_listen);
+        let edge = edge.local_addr().unwrap_or(config.edge_listen);
+        let scheme = if config.plain_http { "http" } else { "https" };
+        let url = |given: &Option<String>, scheme: &str, listener| {
+            given
+                .clone()
+                .unwrap_or_else(|| format!("{scheme}://{}", reachable(listener)))
+        };
+        let public_url = url(&config.public_url, scheme, public);
+        let edge_url = url(&config.edge_url, "wss", edge);
+        let names = certificate_names(config, &public_url, &edge_url, [public, edge]);
+        Self {
+            public_url,
+            edge_url,
+            names,
+        }
+    }
+}
+
+/// All that runs.
+struct Serving {
+    foundation: Foundation,
+    addresses: Addresses,
+    tasks: Tasks,
+}
+
+impl Serving {
+    async fn start(
+        self,
+        config: &Config,
+        public: TcpListener,
+        edge: TcpListener,
+    ) -> Result<(), RunError> {
+        let Foundation {
+            data_dir,
+            store,
+            keyring,
+            ca,
+            renderer,
+        } = self.foundation;
+        let Addresses {
+            public_url,
+            edge_url,
+            names,
+        } = self.addresses;
+        let tasks = self.tasks;
+        let shutdown = tasks.shutdown.clone();
+        let metrics = Arc::new(Metrics::default());
+        let hub = Arc::new(Hub::default());
+        let description = renderer.describe();
+        let render: Arc<dyn Render> = Arc::new(renderer);
+        let fleets = Arc::new(Fleets::new(
+            data_dir.join("repos"),
+            config.poll_interval,
+            store.clone(),
+            Builds::new(
+                render,
+                store.clone(),
+                metrics.clone(),
+                tasks.tracker.clone(),
+            ),
+            hub.clone(),
+            metrics.clone(),
+            tasks.clone(),
+        ));
+        fleets.follow_all().await?;
+
+        let certificate = ServerCertificate::new(ca.server_identity(&names, clock::now_ms())?)?;
+        let edge_tls = Reloadable::new(tls::edge(certificate.clone(), &ca)?);
+        let accept = |listener, tls| {
+            TlsListener::spawn(listener, tls, &tasks).map_err(|source| RunError::Listen {
+                address: config.public_listen,
+                source,
+            })
+        };
+        let gateway = Arc::new(Gateway {
+            store: store.clone(),
+            hub: hub.clone(),
+            keyring: keyring.clone(),
+            ca: ca.clone(),
+            metrics: metrics.clone(),
+            heartbeat: config.heartbeat,
+            shutdown: shutdown.clone(),
+        });
+        let gateway = gateway.run(accept(edge, edge_tls.clone())?, tasks.tracker.clone());
+        tasks.vital("the edge listener", gateway);
+
+        let enrollment = Enrollment {
+            store: store.clone(),
+            ca: ca.clone(),
+            keyring: keyring.clone(),
+            fleets: fleets.clone(),
+            limits: Limits::default(),
+            metrics: metrics.clone(),
+            edge_url: format!("{edge_url}{EDGE_PATH}"),
+        };
+        let app = api::router(Arc::new(Api {
+            store,
+            fleets,
+            enrollment,
+            hub,
+            keyring,
+            ca: ca.clone(),
+            metrics,
+            public_url: public_url.clone(),
+            renderer: description,
+        }))
+        .into_make_service_with_connect_info::<Peer>();
+        let stop = shutdown.clone().cancelled_owned();
+        let name = "the public listener";
+        if config.plain_http {
+            let server = axum::serve(public, app).with_graceful_shutdown(stop);
+            tasks.vital(name, server.into_future());
+        } else {
+            let listener = accept(public, Reloadable::new(tls::public(certificate.clone())?))?;
+            let server = axum::serve(listener, app).with_graceful_shutdown(stop);
+            tasks.vital(name, server.into_future());
+        }
+        let keep = keep_certificates(ca.clone(), certificate, edge_tls, names, shutdown);
+        tasks.vital("the renewal of certificates", keep);
+
+        // These files tell the command line, on this machine, how to reach the controller.
+        files::write(&data_dir.join("ca.pem"), ca.root_bundle().as_bytes(), 0o644)?;
+        files::write(
+            &data_dir.join("edge-address"),
+            format!("{edge_url}\n").as_bytes(),
+            0o644,
+        )?;
+        files::write(
+            &data_dir.join("address"),
+            format!("{public_url}\n").as_bytes(),
+            0o644,
+        )?;
+        info!(public = public_url, edge = edge_url, data = %data_dir.display(), "ready");
+        Ok(())
+    }
+}
+
 /// Makes what must always exist: the tenant `default` and an administrator's token.
-async fn prepare(
-    store: &Store,
-    data_dir: &std::path::Path,
-    now: u64,
-) -> Result<(), RunError> {
+async fn prepare(store: &Store, data_dir: &std::path::Path, now: u64) -> Result<(), RunError> {
     let file = data_dir.join("admin-token");
     let token = files::read_or_create_secret(&file, || secret::generate("lsa_"))?;
     let mut db = store.write().await?;
@@ -250,7 +348,9 @@ async fn prepare(
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| RunError::Listen { address, source })
 }
 
 /// The address under which others reach a listener: where it listens on all, the one that this machine
@@ -259,7 +359,10 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     if !address.ip().is_unspecified() {
         return address;
     }
-    SocketAddr::new(outward_address().unwrap_or(Ipv4Addr::LOCALHOST.into()), address.port())
+    SocketAddr::new(
+        outward_address().unwrap_or(Ipv4Addr::LOCALHOST.into()),
+        address.port(),
+    )
 }
 
 /// Connecting a datagram socket sends nothing; it only makes the kernel choose a source address. The target is
@@ -267,7 +370,11 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 fn outward_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
-    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
+    socket
+        .local_addr()
+        .ok()
+        .map(|address| address.ip())
+        .filter(|ip| !ip.is_unspecified())
 }
 
 fn certificate_names(
@@ -276,17 +383,28 @@ fn certificate_names(
     edge_url: &str,
     listeners: [SocketAddr; 2],
 ) -> Vec<String> {
-    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let mut names = vec![
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+    ];
     names.extend(config.hostnames.iter().cloned());
     if let Ok(hostname) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
         names.push(hostname.trim().to_owned());
     }
     for url in [public_url, edge_url] {
         if let Ok(url) = url::Url::parse(url) {
-            names.extend(url.host_str().map(|host| host.trim_matches(['[', ']']).to_owned()));
+            names.extend(
+                url.host_str()
+                    .map(|host| host.trim_matches(['[', ']']).to_owned()),
+            );
         }
     }
-    names.extend(listeners.iter().map(|listener| reachable(*listener).ip().to_string()));
+    names.extend(
+        listeners
+            .iter()
+            .map(|listener| reachable(*listener).ip().to_string()),
+    );
     names.retain(|name| !name.is_empty());
     names.sort();
     names.dedup();
@@ -329,7 +447,10 @@ async fn keep_certificates(
         match renew() {
             Ok(()) => {
                 renewed = tokio::time::Instant::now();
-                info!(authority_changed = changed, "the listeners have new certificates");
+                info!(
+                    authority_changed = changed,
+                    "the listeners have new certificates"
+                );
             }
             Err(error) => error!(
                 error = &error as &dyn std::error::Error,

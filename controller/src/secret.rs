@@ -84,20 +84,30 @@ impl Keyring {
     /// The token of a device.
     pub fn device_token(&self, device: &DeviceId, key: Digest) -> SecretString {
         let context = Digest::of_parts([device.as_str().as_bytes(), key.as_bytes()]);
-        format!("lsd_{}", hex::encode(mac(&self.device_tokens, context.as_bytes()))).into()
+        format!(
+            "lsd_{}",
+            hex::encode(mac(&self.device_tokens, context.as_bytes()))
+        )
+        .into()
     }
 
     /// Whether `presented` is the token of that device, in constant time.
     pub fn is_device_token(&self, device: &DeviceId, key: Digest, presented: &str) -> bool {
         let expected = self.device_token(device, key);
-        expected.expose_secret().as_bytes().ct_eq(presented.as_bytes()).into()
+        expected
+            .expose_secret()
+            .as_bytes()
+            .ct_eq(presented.as_bytes())
+            .into()
     }
 
     /// Encrypts a secret; `purpose` must be given again to decrypt.
     pub fn encrypt(&self, purpose: &str, secret: &SecretString) -> Result<Vec<u8>, SecretError> {
         let nonce: [u8; NONCE_BYTES] = rand::random();
-        let payload =
-            Payload { msg: secret.expose_secret().as_bytes(), aad: purpose.as_bytes() };
+        let payload = Payload {
+            msg: secret.expose_secret().as_bytes(),
+            aad: purpose.as_bytes(),
+        };
         let sealed = self
             .encryption
             .encrypt(&Nonce::from(nonce), payload)
@@ -107,14 +117,20 @@ impl Keyring {
 
     /// Decrypts what [`Self::encrypt`] made for the same purpose.
     pub fn decrypt(&self, purpose: &str, sealed: &[u8]) -> Result<SecretString, SecretError> {
-        let (nonce, sealed) =
-            sealed.split_first_chunk::<NONCE_BYTES>().ok_or(SecretError::Undecryptable)?;
-        let payload = Payload { msg: sealed, aad: purpose.as_bytes() };
+        let (nonce, sealed) = sealed
+            .split_first_chunk::<NONCE_BYTES>()
+            .ok_or(SecretError::Undecryptable)?;
+        let payload = Payload {
+            msg: sealed,
+            aad: purpose.as_bytes(),
+        };
         let clear = self
             .encryption
             .decrypt(&Nonce::from(*nonce), payload)
             .map_err(|_opaque| SecretError::Undecryptable)?;
-        Ok(String::from_utf8(clear).map_err(|_opaque| SecretError::Undecryptable)?.into())
+        Ok(String::from_utf8(clear)
+            .map_err(|_opaque| SecretError::Undecryptable)?
+            .into())
     }
 }
 
@@ -141,7 +157,10 @@ mod tests {
     #[test]
     fn device_tokens_belong_to_one_device_and_key() {
         let keyring = keyring();
-        let (one, two) = (DeviceId::from_random([1; 16]), DeviceId::from_random([2; 16]));
+        let (one, two) = (
+            DeviceId::from_random([1; 16]),
+            DeviceId::from_random([2; 16]),
+        );
         let key = Digest::of(b"key");
         let token = keyring.device_token(&one, key);
         assert!(keyring.is_device_token(&one, key, token.expose_secret()));
@@ -153,11 +172,17 @@ mod tests {
     #[test]
     fn encrypted_secrets_open_for_their_purpose_only() {
         let keyring = keyring();
-        let sealed = keyring.encrypt("webhook default/shop", &"hush".into()).unwrap();
+        let sealed = keyring
+            .encrypt("webhook default/shop", &"hush".into())
+            .unwrap();
         assert!(!sealed.windows(4).any(|window| window == b"hush"));
         let clear = keyring.decrypt("webhook default/shop", &sealed).unwrap();
         assert_eq!(clear.expose_secret(), "hush");
         assert!(keyring.decrypt("webhook default/other", &sealed).is_err());
-        assert!(keyring.decrypt("webhook default/shop", &sealed[1..]).is_err());
+        assert!(
+            keyring
+                .decrypt("webhook default/shop", &sealed[1..])
+                .is_err()
+        );
     }
 }

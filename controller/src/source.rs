@@ -27,7 +27,7 @@ use self::{
 };
 
 /// The longest pause between two tries of a repo that does not answer.
-const MAX_BACKOFF: Duration = Duration::from_secs(300);
+const MAX_BACKOFF: Duration = Duration::from_mins(5);
 
 /// What is known of a repo.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,7 +54,10 @@ pub struct Source {
 impl Source {
     /// Fetches whenever there may be something new, and publishes what it finds.
     pub async fn run(self, found: watch::Sender<Observation>, shutdown: CancellationToken) {
-        let _watcher = self.local.clone().and_then(|directory| watch(directory, self.poke.clone()));
+        let _watcher = self
+            .local
+            .clone()
+            .and_then(|directory| watch(directory, self.poke.clone()));
         let mut failures: u32 = 0;
         // What an earlier run fetched is in force until the first fetch of this run.
         if let Ok(refs) = self.mirror.refs().await
@@ -70,7 +73,10 @@ impl Source {
                         info!("the repo answers again");
                     }
                     failures = 0;
-                    let now = Observation { refs: Some(refs), problem: None };
+                    let now = Observation {
+                        refs: Some(refs),
+                        problem: None,
+                    };
                     found.send_if_modified(|before| {
                         let changed = *before != now;
                         *before = now;
@@ -79,7 +85,10 @@ impl Source {
                 }
                 Err(error) => {
                     if failures == 0 {
-                        warn!(error = &error as &dyn std::error::Error, "the repo does not answer");
+                        warn!(
+                            error = &error as &dyn std::error::Error,
+                            "the repo does not answer"
+                        );
                     }
                     failures += 1;
                     let problem = describe(&error);
@@ -103,7 +112,9 @@ impl Source {
     fn pause(&self, failures: u32) -> Duration {
         let base = match failures {
             0 => self.interval,
-            _ => Duration::from_secs(1).saturating_mul(1 << failures.min(9)).min(MAX_BACKOFF),
+            _ => Duration::from_secs(1)
+                .saturating_mul(1 << failures.min(9))
+                .min(MAX_BACKOFF),
         };
         base.mul_f64(rand::rng().random_range(0.8..1.2))
     }
@@ -119,11 +130,20 @@ pub fn describe(error: &GitError) -> String {
 
 /// Watches the refs of a repo on this machine.
 fn watch(directory: PathBuf, poke: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let git_directory =
-        if directory.join(".git").is_dir() { directory.join(".git") } else { directory };
+    let git_directory = if directory.join(".git").is_dir() {
+        directory.join(".git")
+    } else {
+        directory
+    };
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // Reading is no change; everything else may be one, and so may an overflow of events.
-        if !matches!(event, Ok(notify::Event { kind: notify::EventKind::Access(_), .. })) {
+        if !matches!(
+            event,
+            Ok(notify::Event {
+                kind: notify::EventKind::Access(_),
+                ..
+            })
+        ) {
             poke.notify_one();
         }
     });

@@ -79,7 +79,11 @@ impl From<sqlx::Error> for StoreError {
             error.is_unique_violation()
                 || matches!(error.code().as_deref(), Some("23505" | "2067" | "1555"))
         });
-        if duplicate { Self::Duplicate(error) } else { Self::Database(error) }
+        if duplicate {
+            Self::Duplicate(error)
+        } else {
+            Self::Database(error)
+        }
     }
 }
 
@@ -179,13 +183,18 @@ fn migrator(engine: Engine) -> Migrator {
             )
         })
         .collect();
-    Migrator { migrations, ..Migrator::DEFAULT }
+    Migrator {
+        migrations,
+        ..Migrator::DEFAULT
+    }
 }
 
 /// `($1, $2), ($3, $4), …`: placeholders for that many rows of that many columns.
 fn placeholders(rows: usize, columns: usize) -> String {
     let row = |row: usize| {
-        let cells: Vec<_> = (1..=columns).map(|cell| format!("${}", row * columns + cell)).collect();
+        let cells: Vec<_> = (1..=columns)
+            .map(|cell| format!("${}", row * columns + cell))
+            .collect();
         format!("({})", cells.join(", "))
     };
     (0..rows).map(row).collect::<Vec<_>>().join(", ")
@@ -205,7 +214,10 @@ fn parse<T: FromStr>(text: &str, column: &'static str) -> Result<T, StoreError> 
 }
 
 fn corrupt(column: &'static str, value: &str) -> StoreError {
-    StoreError::Corrupt { column, value: value.chars().take(80).collect() }
+    StoreError::Corrupt {
+        column,
+        value: value.chars().take(80).collect(),
+    }
 }
 
 fn unsigned(number: i64) -> u64 {

@@ -31,11 +31,17 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
         LogFormat::Text => false,
     };
     if json {
-        let layer = fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
+        let layer = fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_writer(std::io::stderr);
         registry.with(layer).try_init()?;
     } else {
-        let layer =
-            fmt::layer().with_ansi(terminal).with_target(false).with_writer(std::io::stderr);
+        let layer = fmt::layer()
+            .with_ansi(terminal)
+            .with_target(false)
+            .with_writer(std::io::stderr);
         registry.with(layer).try_init()?;
     }
     Ok(())

@@ -22,9 +22,11 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::ca::{Ca, ServerIdentity};
+use crate::{
+    ca::{Ca, ServerIdentity},
+    tasks::Tasks,
+};
 
 const MAX_HANDSHAKES: usize = 256;
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -67,12 +69,19 @@ impl ServerCertificate {
 }
 
 fn certified((chain, key): ServerIdentity) -> Result<Arc<CertifiedKey>, TlsError> {
-    CertifiedKey::from_der(chain, key, &provider()).map(Arc::new).map_err(TlsError::Certificate)
+    CertifiedKey::from_der(chain, key, &provider())
+        .map(Arc::new)
+        .map_err(TlsError::Certificate)
 }
 
 impl ResolvesServerCert for ServerCertificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+        Some(
+            self.0
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+        )
     }
 }
 
@@ -93,10 +102,9 @@ pub fn edge(certificate: Arc<ServerCertificate>, ca: &Ca) -> Result<Arc<ServerCo
     for root in ca.authority().roots() {
         roots.add(root.clone()).map_err(TlsError::Certificate)?;
     }
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-            .build()
-            .map_err(TlsError::Roots)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+        .build()
+        .map_err(TlsError::Roots)?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .map_err(TlsError::Settings)?
@@ -123,7 +131,10 @@ impl Reloadable {
     }
 
     fn config(&self) -> Arc<ServerConfig> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -135,23 +146,20 @@ pub struct TlsListener {
 }
 
 impl TlsListener {
-    /// Accepts on `listener` until `shutdown`.
+    /// Accepts on `listener` until the shutdown.
     ///
     /// # Errors
     /// Where the listener has no address.
-    pub fn spawn(
-        listener: TcpListener,
-        tls: Arc<Reloadable>,
-        tasks: &TaskTracker,
-        shutdown: CancellationToken,
-    ) -> io::Result<Self> {
+    pub fn spawn(listener: TcpListener, tls: Arc<Reloadable>, tasks: &Tasks) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let (done, ready) = mpsc::channel(64);
-        let handshakes = tasks.clone();
-        tasks.spawn(async move {
+        let (handshakes, shutdown) = (tasks.tracker.clone(), tasks.shutdown.clone());
+        tasks.vital("a listener", async move {
             let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
             loop {
-                let Ok(permit) = room.clone().acquire_owned().await else { return };
+                let Ok(permit) = room.clone().acquire_owned().await else {
+                    return;
+                };
                 let accepted = tokio::select! {
                     accepted = listener.accept() => accepted,
                     () = shutdown.cancelled() => return,

@@ -80,7 +80,10 @@ mod tests {
         let mut conditions = vec![Condition::holds("Applied", "Done", "", 1)];
         set(&mut conditions, Condition::holds("Applied", "Again", "", 2));
         assert_eq!(conditions, [Condition::holds("Applied", "Again", "", 1)]);
-        set(&mut conditions, Condition::fails("Applied", "DiskFull", "", 3));
+        set(
+            &mut conditions,
+            Condition::fails("Applied", "DiskFull", "", 3),
+        );
         assert_eq!(conditions, [Condition::fails("Applied", "DiskFull", "", 3)]);
     }
 }

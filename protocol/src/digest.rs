@@ -40,7 +40,7 @@ impl Digest {
 
     /// The first twelve hex digits, for people.
     pub fn short(&self) -> String {
-        self.0.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(self.0.first_chunk::<6>().unwrap_or(&[0; 6]))
     }
 }
 
@@ -139,7 +139,13 @@ mod tests {
         let text = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(digest.to_string(), text);
         assert_eq!(text.parse(), Ok(digest));
-        for bad in ["", "sha256:", "e3b0", "sha256:zz", "md5:e3b0c44298fc1c149afbf4c8996fb924"] {
+        for bad in [
+            "",
+            "sha256:",
+            "e3b0",
+            "sha256:zz",
+            "md5:e3b0c44298fc1c149afbf4c8996fb924",
+        ] {
             assert_eq!(bad.parse::<Digest>(), Err(InvalidDigest), "{bad}");
         }
     }

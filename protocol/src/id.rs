@@ -49,7 +49,9 @@ fn is_label(text: &str) -> bool {
 fn is_id(text: &str, prefix: &str) -> bool {
     text.strip_prefix(prefix).is_some_and(|rest| {
         (20..=40).contains(&rest.len())
-            && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+            && rest
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
     })
 }
 
@@ -180,7 +182,11 @@ mod tests {
     fn ids() {
         let id = DeviceId::from_random([7; 16]);
         assert_eq!(id.as_str().parse::<DeviceId>().unwrap(), id);
-        for bad in ["dev_", "tok_07070707070707070707", "dev_ABCDEFABCDEFABCDEFABCDEF"] {
+        for bad in [
+            "dev_",
+            "tok_07070707070707070707",
+            "dev_ABCDEFABCDEFABCDEFABCDEF",
+        ] {
             assert!(bad.parse::<DeviceId>().is_err(), "{bad}");
         }
     }

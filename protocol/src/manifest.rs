@@ -82,7 +82,10 @@ impl ManifestSet {
                 .part(digest.as_bytes())
                 .part(&size.to_le_bytes());
         }
-        Self { entries, digest: hasher.finish() }
+        Self {
+            entries,
+            digest: hasher.finish(),
+        }
     }
 
     /// Its entries, sorted by key.
@@ -107,7 +110,10 @@ impl ManifestSet {
 
     /// The entry of `key`.
     pub fn entry(&self, key: &ObjectKey) -> Option<&Entry> {
-        let at = self.entries.binary_search_by(|entry| entry.key.cmp(key)).ok()?;
+        let at = self
+            .entries
+            .binary_search_by(|entry| entry.key.cmp(key))
+            .ok()?;
         self.entries.get(at)
     }
 
@@ -159,7 +165,12 @@ pub fn apply(base: &ManifestSet, delta: &Delta) -> ManifestSet {
         .filter(|entry| !removals.contains(&entry.key))
         .map(|entry| (entry.key.clone(), entry.clone()))
         .collect();
-    entries.extend(delta.upserts.iter().map(|entry| (entry.key.clone(), entry.clone())));
+    entries.extend(
+        delta
+            .upserts
+            .iter()
+            .map(|entry| (entry.key.clone(), entry.clone())),
+    );
     ManifestSet::from_sorted(entries.into_values().collect())
 }
 

@@ -10,8 +10,8 @@ use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Condition, ConditionStatus, Digest, Entry, Generation, Object, ObjectKey, object::InvalidObject,
-    wire,
+    Condition, ConditionStatus, Digest, Entry, Generation, Object, ObjectKey,
+    object::InvalidObject, wire,
 };
 
 /// The largest frame that the controller accepts from a device, in bytes.
@@ -235,7 +235,11 @@ impl DeviceMessage {
                 generation: held.generation.number(),
                 target: bytes_of(held.digest),
             }),
-            Self::Reject { generation, reason, message } => Kind::Reject(wire::Reject {
+            Self::Reject {
+                generation,
+                reason,
+                message,
+            } => Kind::Reject(wire::Reject {
                 generation: generation.number(),
                 reason: wire::reject::Reason::from(reason).into(),
                 message,
@@ -257,13 +261,18 @@ impl DeviceMessage {
     /// Where the frame breaks the protocol.
     pub fn decode(frame: &[u8]) -> Result<Option<Self>, DecodeError> {
         use wire::device_message::Kind;
-        let Some(kind) = wire::DeviceMessage::decode(frame)?.kind else { return Ok(None) };
+        let Some(kind) = wire::DeviceMessage::decode(frame)?.kind else {
+            return Ok(None);
+        };
         Ok(Some(match kind {
             Kind::Hello(hello) => Self::Hello(Hello {
                 agent_version: hello.agent_version,
                 capabilities: hello.capabilities,
                 runtime: hello.runtime,
-                ledger: hello.ledger.map(|held| held_of(held.generation, &held.digest)).transpose()?,
+                ledger: hello
+                    .ledger
+                    .map(|held| held_of(held.generation, &held.digest))
+                    .transpose()?,
                 facts: hello.facts.into_iter().collect(),
             }),
             Kind::Need(need) => Self::Need {
@@ -297,12 +306,26 @@ impl ControlMessage {
     pub fn encode(&self) -> Vec<u8> {
         use wire::control_message::Kind;
         let kind = match self.clone() {
-            Self::Welcome { heartbeat_ms, server_time_ms } => {
-                Kind::Welcome(wire::Welcome { heartbeat_ms, server_time_ms })
-            }
-            Self::Delta { generation, revision, base, target, upserts, removals } => {
+            Self::Welcome {
+                heartbeat_ms,
+                server_time_ms,
+            } => Kind::Welcome(wire::Welcome {
+                heartbeat_ms,
+                server_time_ms,
+            }),
+            Self::Delta {
+                generation,
+                revision,
+                base,
+                target,
+                upserts,
+                removals,
+            } => {
                 let bodies = wire::Bodies {
-                    bodies: upserts.iter().map(|object| object.body().to_vec()).collect(),
+                    bodies: upserts
+                        .iter()
+                        .map(|object| object.body().to_vec())
+                        .collect(),
                 };
                 let upserts = if upserts.is_empty() {
                     Vec::new()
@@ -318,7 +341,12 @@ impl ControlMessage {
                     removals: removals.into_iter().map(Into::into).collect(),
                 })
             }
-            Self::Offer { generation, revision, target, entries } => Kind::Offer(wire::Offer {
+            Self::Offer {
+                generation,
+                revision,
+                target,
+                entries,
+            } => Kind::Offer(wire::Offer {
                 generation: generation.number(),
                 revision,
                 target: bytes_of(target),
@@ -337,8 +365,14 @@ impl ControlMessage {
                     .collect(),
             }),
             Self::Certificate(result) => Kind::Certificate(match result {
-                Ok(chain) => wire::Certificate { chain, error: String::new() },
-                Err(error) => wire::Certificate { chain: Vec::new(), error },
+                Ok(chain) => wire::Certificate {
+                    chain,
+                    error: String::new(),
+                },
+                Err(error) => wire::Certificate {
+                    chain: Vec::new(),
+                    error,
+                },
             }),
             Self::Decommission { reason } => Kind::Decommission(wire::Decommission { reason }),
             Self::Reconnect { after_ms } => Kind::Reconnect(wire::Reconnect { after_ms }),
@@ -352,7 +386,9 @@ impl ControlMessage {
     /// Where the frame breaks the protocol.
     pub fn decode(frame: &[u8]) -> Result<Option<Self>, DecodeError> {
         use wire::control_message::Kind;
-        let Some(kind) = wire::ControlMessage::decode(frame)?.kind else { return Ok(None) };
+        let Some(kind) = wire::ControlMessage::decode(frame)?.kind else {
+            return Ok(None);
+        };
         Ok(Some(match kind {
             Kind::Welcome(welcome) => Self::Welcome {
                 heartbeat_ms: welcome.heartbeat_ms,
@@ -396,10 +432,12 @@ impl ControlMessage {
             } else {
                 Ok(certificate.chain)
             }),
-            Kind::Decommission(decommission) => {
-                Self::Decommission { reason: decommission.reason }
-            }
-            Kind::Reconnect(reconnect) => Self::Reconnect { after_ms: reconnect.after_ms },
+            Kind::Decommission(decommission) => Self::Decommission {
+                reason: decommission.reason,
+            },
+            Kind::Reconnect(reconnect) => Self::Reconnect {
+                after_ms: reconnect.after_ms,
+            },
         }))
     }
 }
@@ -428,7 +466,10 @@ pub fn objects_in_parts<'a>(
             room -= piece.len();
             rest = tail;
             if room == 0 {
-                messages.push(ControlMessage::Objects { target, parts: std::mem::take(&mut parts) });
+                messages.push(ControlMessage::Objects {
+                    target,
+                    parts: std::mem::take(&mut parts),
+                });
                 room = MAX_PART;
             }
         }
@@ -476,7 +517,10 @@ fn digest_of(bytes: &[u8], field: &'static str) -> Result<Digest, DecodeError> {
 }
 
 fn held_of(generation: u64, digest: &[u8]) -> Result<Held, DecodeError> {
-    Ok(Held { generation: generation.into(), digest: digest_of(digest, "digest")? })
+    Ok(Held {
+        generation: generation.into(),
+        digest: digest_of(digest, "digest")?,
+    })
 }
 
 impl From<ObjectKey> for wire::ObjectKey {
@@ -503,7 +547,11 @@ impl From<wire::ObjectKey> for ObjectKey {
 
 impl From<Entry> for wire::Entry {
     fn from(entry: Entry) -> Self {
-        Self { key: Some(entry.key.into()), digest: bytes_of(entry.digest), size: entry.size }
+        Self {
+            key: Some(entry.key.into()),
+            digest: bytes_of(entry.digest),
+            size: entry.size,
+        }
     }
 }
 
@@ -579,7 +627,9 @@ mod tests {
 
     fn object(name: &str, size: usize) -> Object {
         // Text that does not compress, so that sizes mean something.
-        let text: String = (0..size / 64 + 1).map(|n| Digest::of(&n.to_le_bytes()).to_hex()).collect();
+        let text: String = (0..=size / 64)
+            .map(|n| Digest::of(&n.to_le_bytes()).to_hex())
+            .collect();
         Object::from_value(&json!({"apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": name}, "data": {"text": text}}))
         .unwrap()
@@ -587,7 +637,10 @@ mod tests {
 
     #[test]
     fn messages_survive_the_wire() {
-        let held = Held { generation: Generation::FIRST, digest: Digest::of(b"set") };
+        let held = Held {
+            generation: Generation::FIRST,
+            digest: Digest::of(b"set"),
+        };
         let from_device = [
             DeviceMessage::Hello(Hello {
                 agent_version: "1".into(),
@@ -596,7 +649,10 @@ mod tests {
                 ledger: Some(held),
                 facts: BTreeMap::from([("arch".into(), "arm64".into())]),
             }),
-            DeviceMessage::Need { target: held.digest, digests: vec![Digest::of(b"a")] },
+            DeviceMessage::Need {
+                target: held.digest,
+                digests: vec![Digest::of(b"a")],
+            },
             DeviceMessage::Accepted(held),
             DeviceMessage::Reject {
                 generation: held.generation,
@@ -611,11 +667,17 @@ mod tests {
             DeviceMessage::Renew { csr: vec![1, 2] },
         ];
         for message in from_device {
-            assert_eq!(DeviceMessage::decode(&message.encode()).unwrap(), Some(message));
+            assert_eq!(
+                DeviceMessage::decode(&message.encode()).unwrap(),
+                Some(message)
+            );
         }
         let thing = object("a", 100);
         let from_control = [
-            ControlMessage::Welcome { heartbeat_ms: 1, server_time_ms: 2 },
+            ControlMessage::Welcome {
+                heartbeat_ms: 1,
+                server_time_ms: 2,
+            },
             ControlMessage::Delta {
                 generation: held.generation,
                 revision: "abc".into(),
@@ -632,11 +694,16 @@ mod tests {
             },
             ControlMessage::Certificate(Ok(vec![vec![1]])),
             ControlMessage::Certificate(Err("no".into())),
-            ControlMessage::Decommission { reason: "gone".into() },
+            ControlMessage::Decommission {
+                reason: "gone".into(),
+            },
             ControlMessage::Reconnect { after_ms: 9 },
         ];
         for message in from_control {
-            assert_eq!(ControlMessage::decode(&message.encode()).unwrap(), Some(message));
+            assert_eq!(
+                ControlMessage::decode(&message.encode()).unwrap(),
+                Some(message)
+            );
         }
     }
 
@@ -654,7 +721,9 @@ mod tests {
         let target = Digest::of(b"t");
         let mut assembled: BTreeMap<Digest, Vec<u8>> = BTreeMap::new();
         for message in objects_in_parts(target, &objects) {
-            let ControlMessage::Objects { parts, .. } = message else { panic!("parts") };
+            let ControlMessage::Objects { parts, .. } = message else {
+                panic!("parts")
+            };
             assert!(parts.iter().map(|part| part.data.len()).sum::<usize>() <= MAX_PART);
             for part in parts {
                 let bytes = assembled.entry(part.digest).or_default();
@@ -666,7 +735,10 @@ mod tests {
             let size = object.body().len() as u64;
             let compressed = &assembled[&object.digest()];
             assert!(compressed.len() as u64 <= compressed_bound(size));
-            assert_eq!(decompress(compressed, size).unwrap(), object.body().to_vec());
+            assert_eq!(
+                decompress(compressed, size).unwrap(),
+                object.body().to_vec()
+            );
         }
     }
 
@@ -674,7 +746,10 @@ mod tests {
     fn a_bomb_is_refused() {
         let bomb = compress(&vec![0; 64 * 1024 * 1024]);
         assert!(matches!(bodies_of(&bomb), Err(DecodeError::Compression(_))));
-        assert!(matches!(decompress(&bomb, 1000), Err(DecodeError::Compression(1000))));
+        assert!(matches!(
+            decompress(&bomb, 1000),
+            Err(DecodeError::Compression(1000))
+        ));
     }
 
     proptest! {

@@ -69,7 +69,11 @@ impl Object {
         let key = key_of(value)?;
         // `serde_json::Value` keeps members sorted, and `to_vec` adds no white space: this is canonical.
         let body: Arc<[u8]> = serde_json::to_vec(value)?.into();
-        Ok(Self { key, digest: Digest::of(&body), body })
+        Ok(Self {
+            key,
+            digest: Digest::of(&body),
+            body,
+        })
     }
 
     /// The object whose canonical form is `body`, as received from a peer or a disk.
@@ -119,7 +123,8 @@ impl Object {
                             name.as_bytes(),
                             secret.to_string().as_bytes(),
                         ]);
-                        *secret = Value::String(format!("(redacted, {size} bytes, {})", digest.short()));
+                        *secret =
+                            Value::String(format!("(redacted, {size} bytes, {})", digest.short()));
                     }
                 }
             }
@@ -179,7 +184,10 @@ mod tests {
     #[test]
     fn refuses_what_is_not_canonical_or_not_named() {
         let spaced = serde_json::to_vec_pretty(&secret()).unwrap();
-        assert!(matches!(Object::from_canonical(spaced), Err(InvalidObject::NotCanonical)));
+        assert!(matches!(
+            Object::from_canonical(spaced),
+            Err(InvalidObject::NotCanonical)
+        ));
         let error = Object::from_value(&json!({"apiVersion": "v1", "kind": "Pod"})).unwrap_err();
         assert_eq!(error.to_string(), "the object has no `metadata.name`");
     }
@@ -192,6 +200,9 @@ mod tests {
         assert!(!format!("{object:?}").contains("aHVu"));
         let mut other = secret();
         other["data"]["password"] = json!("aHVudGVyMw==");
-        assert_ne!(Object::from_value(&other).unwrap().redacted().to_string(), shown);
+        assert_ne!(
+            Object::from_value(&other).unwrap().redacted().to_string(),
+            shown
+        );
     }
 }

@@ -1,6 +1,12 @@
 //! A controller session and a device session over a hostile network: whatever is lost, doubled, delayed,
 //! reordered or cut, the device ends with the desired set and never goes back.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, LazyLock},
@@ -41,11 +47,15 @@ static ALL: LazyLock<Vec<Vec<Object>>> = LazyLock::new(|| {
             "metadata": {"name": format!("object-{name}")}, "data": {"text": text}}))
         .unwrap()
     };
-    (0..4).map(|name| (0..4).map(|version| object(name, version)).collect()).collect()
+    (0..4)
+        .map(|name| (0..4).map(|version| object(name, version)).collect())
+        .collect()
 });
 
 fn noise(seed: u8, size: usize) -> String {
-    (0..=size / 64).map(|n| Digest::of(format!("{seed} {n}").as_bytes()).to_hex()).collect()
+    (0..=size / 64)
+        .map(|n| Digest::of(format!("{seed} {n}").as_bytes()).to_hex())
+        .collect()
 }
 
 #[derive(Clone, Debug)]
@@ -74,7 +84,8 @@ enum Fate {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let fate = || prop_oneof![4 => Just(Fate::Arrive), 1 => Just(Fate::Lose), 1 => Just(Fate::Double)];
+    let fate =
+        || prop_oneof![4 => Just(Fate::Arrive), 1 => Just(Fate::Lose), 1 => Just(Fate::Double)];
     prop_oneof![
         3 => vec(0_u8..4, 4).prop_map(Step::Push),
         8 => (any::<usize>(), fate()).prop_map(|(n, fate)| Step::ToDevice(n, fate)),
@@ -136,7 +147,11 @@ impl World {
             self.generation = self.generation.next();
         }
         self.sets.insert(set.digest(), set);
-        self.bodies.extend(objects.iter().map(|object| (object.digest(), object.clone())));
+        self.bodies.extend(
+            objects
+                .iter()
+                .map(|object| (object.digest(), object.clone())),
+        );
         self.desired = objects;
         self.control(control::Event::Poked);
     }
@@ -153,10 +168,16 @@ impl World {
         for effect in self.control.handle(event, self.now) {
             match effect {
                 control::Effect::Welcome => {
-                    self.send(&ControlMessage::Welcome { heartbeat_ms: 1, server_time_ms: 0 });
+                    self.send(&ControlMessage::Welcome {
+                        heartbeat_ms: 1,
+                        server_time_ms: 0,
+                    });
                 }
                 control::Effect::LoadDesired => {
-                    let base = self.control.held().and_then(|held| self.sets.get(&held.digest));
+                    let base = self
+                        .control
+                        .held()
+                        .and_then(|held| self.sets.get(&held.digest));
                     let desired = (self.generation > Generation::default()).then(|| Desired {
                         generation: self.generation,
                         revision: "commit".into(),
@@ -166,9 +187,18 @@ impl World {
                     self.control(control::Event::Desired(desired));
                 }
                 control::Effect::Send(message) => self.send(&message),
-                control::Effect::SendDelta { generation, revision, base, target, delta } => {
-                    let upserts =
-                        delta.upserts.iter().map(|entry| self.bodies[&entry.digest].clone()).collect();
+                control::Effect::SendDelta {
+                    generation,
+                    revision,
+                    base,
+                    target,
+                    delta,
+                } => {
+                    let upserts = delta
+                        .upserts
+                        .iter()
+                        .map(|entry| self.bodies[&entry.digest].clone())
+                        .collect();
                     let removals = delta.removals;
                     self.send(&ControlMessage::Delta {
                         generation,
@@ -180,8 +210,10 @@ impl World {
                     });
                 }
                 control::Effect::SendObjects { target, entries } => {
-                    let objects: Vec<_> =
-                        entries.iter().map(|entry| self.bodies[&entry.digest].clone()).collect();
+                    let objects: Vec<_> = entries
+                        .iter()
+                        .map(|entry| self.bodies[&entry.digest].clone())
+                        .collect();
                     for message in objects_in_parts(target, &objects) {
                         self.send(&message);
                     }
@@ -222,8 +254,8 @@ impl World {
                     let held = holding.held();
                     self.applied.push((held.generation, held.digest));
                 }
-                device::Effect::Reconnect { .. } => {}
-                device::Effect::Welcomed { .. }
+                device::Effect::Reconnect { .. }
+                | device::Effect::Welcomed { .. }
                 | device::Effect::Certificate(_)
                 | device::Effect::Decommission { .. } => {}
             }
@@ -346,8 +378,15 @@ fn a_small_change_travels_as_a_small_delta() {
     world.bytes_to_device = 0;
     world.push(&vec![1, 1, 1, 2]);
     world.settle();
-    assert!(world.bytes_to_device < 500, "{} bytes", world.bytes_to_device);
-    assert_eq!(world.ledger.as_ref().unwrap().generation(), Generation::from(2));
+    assert!(
+        world.bytes_to_device < 500,
+        "{} bytes",
+        world.bytes_to_device
+    );
+    assert_eq!(
+        world.ledger.as_ref().unwrap().generation(),
+        Generation::from(2)
+    );
 }
 
 #[test]
@@ -358,7 +397,9 @@ fn a_broken_transfer_resumes_with_what_is_missing() {
     for _ in ["Hello", "Need"] {
         let frame = world.to_control.remove(0);
         world.deliver_to_control(&frame);
-        while world.to_device.len() > 1 || world.to_control.is_empty() && world.bytes_to_device < 1000 {
+        while world.to_device.len() > 1
+            || world.to_control.is_empty() && world.bytes_to_device < 1000
+        {
             let frame = world.to_device.remove(0);
             world.deliver_to_device(&frame);
         }
@@ -370,7 +411,11 @@ fn a_broken_transfer_resumes_with_what_is_missing() {
     world.settle();
     assert!(world.ledger.is_some());
     let whole: u64 = ManifestSet::of(&world.desired).unwrap().total_size();
-    assert!((world.bytes_to_device as u64) < whole, "sent {} again", world.bytes_to_device);
+    assert!(
+        (world.bytes_to_device as u64) < whole,
+        "sent {} again",
+        world.bytes_to_device
+    );
 }
 
 #[test]
@@ -383,6 +428,9 @@ fn a_device_gets_only_objects_of_its_own_set() {
     let foreign = Digest::of(b"another device's secret");
     world.bodies.insert(foreign, world.desired[0].clone());
     let target = ManifestSet::of(&world.desired).unwrap().digest();
-    world.control(control::Event::Message(DeviceMessage::Need { target, digests: vec![foreign] }));
+    world.control(control::Event::Message(DeviceMessage::Need {
+        target,
+        digests: vec![foreign],
+    }));
     assert!(world.to_device.is_empty());
 }

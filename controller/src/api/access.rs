@@ -20,7 +20,12 @@ use crate::{
 
 /// The token that the caller presents, if any.
 pub(super) fn bearer(parts: &Parts) -> Option<&str> {
-    parts.headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+    parts
+        .headers
+        .get(AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .strip_prefix("Bearer ")
 }
 
 async fn operator(parts: &Parts, api: &Api) -> Result<Operator, ApiError> {
@@ -33,7 +38,9 @@ async fn operator(parts: &Parts, api: &Api) -> Result<Operator, ApiError> {
     };
     let token = bearer(parts).ok_or_else(unauthorized)?;
     let mut db = api.store.read().await?;
-    tenants::operator(&mut db, secret::hash(token)).await?.ok_or_else(unauthorized)
+    tenants::operator(&mut db, secret::hash(token))
+        .await?
+        .ok_or_else(unauthorized)
 }
 
 /// The caller is an administrator.
@@ -46,9 +53,10 @@ impl FromRequestParts<Arc<Api>> for Administrator {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
         match operator(parts, api).await? {
             Operator::Administrator => Ok(Self),
-            Operator::Tenant(_) => {
-                Err(ApiError::refused(StatusCode::FORBIDDEN, "this needs an administrator's token"))
-            }
+            Operator::Tenant(_) => Err(ApiError::refused(
+                StatusCode::FORBIDDEN,
+                "this needs an administrator's token",
+            )),
         }
     }
 }
@@ -90,7 +98,10 @@ impl FromRequestParts<Arc<Api>> for InFleet {
         let InTenant { tenant, .. } = InTenant::from_request_parts(parts, api).await?;
         let name = parameter(parts, api, "fleet").await;
         let missing = || ApiError::not_found("fleet", &name);
-        let id = FleetId { tenant, name: name.parse().map_err(|_invalid| missing())? };
+        let id = FleetId {
+            tenant,
+            name: name.parse().map_err(|_invalid| missing())?,
+        };
         let mut db = api.store.read().await?;
         Ok(Self(fleets::find(&mut db, &id).await?.ok_or_else(missing)?))
     }
@@ -112,7 +123,9 @@ impl FromRequestParts<Arc<Api>> for OfDevice {
         let missing = || ApiError::not_found("device", &name);
         let device: DeviceName = name.parse().map_err(|_invalid| missing())?;
         let mut db = api.store.read().await?;
-        let device = devices::find(&mut db, &fleet.id, &device).await?.ok_or_else(missing)?;
+        let device = devices::find(&mut db, &fleet.id, &device)
+            .await?
+            .ok_or_else(missing)?;
         Ok(Self { fleet, device })
     }
 }

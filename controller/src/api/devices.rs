@@ -5,9 +5,7 @@ use std::collections::HashMap;
 use axum::{Json, extract::State as Extract, http::StatusCode};
 use longshore_protocol::{
     ConditionStatus, TokenId,
-    api::{
-        self, DeviceDesired, DeviceManifests, DeviceObject, DeviceObserved, DeviceState, List,
-    },
+    api::{self, DeviceDesired, DeviceManifests, DeviceObject, DeviceObserved, DeviceState, List},
     message::Phase,
 };
 use sqlx::AnyConnection;
@@ -60,8 +58,12 @@ pub(super) async fn manifests(
     };
     let tenant = &device.fleet.tenant;
     let mut db = api.store.read().await?;
-    let desired = devices::desired(&mut db, tenant, &device.id).await?.ok_or_else(nothing)?;
-    let set = content::set(&mut db, tenant, desired.target.digest).await?.ok_or_else(nothing)?;
+    let desired = devices::desired(&mut db, tenant, &device.id)
+        .await?
+        .ok_or_else(nothing)?;
+    let set = content::set(&mut db, tenant, desired.target.digest)
+        .await?
+        .ok_or_else(nothing)?;
     let digests = set.entries().iter().map(|entry| entry.digest);
     let bodies = content::objects(&mut db, tenant, digests).await?;
     let objects = set
@@ -131,8 +133,14 @@ pub(super) async fn reject(
             let mut db = api.store.write().await?;
             let reason = "an operator rejected it";
             let ids = [device.id.clone()];
-            devices::set_state(&mut db, &fleet.id.tenant, &ids, DeviceState::Rejected, reason)
-                .await?;
+            devices::set_state(
+                &mut db,
+                &fleet.id.tenant,
+                &ids,
+                DeviceState::Rejected,
+                reason,
+            )
+            .await?;
             db.commit().await?;
             api.fleets.poke(&fleet.id);
             api.fleets.look(&fleet.id);
@@ -175,7 +183,10 @@ pub(super) async fn decommission(
 }
 
 fn ended(device: &Device) -> ApiError {
-    let detail = format!("device `{}` is out of the fleet: {}", device.name, device.state_reason);
+    let detail = format!(
+        "device `{}` is out of the fleet: {}",
+        device.name, device.state_reason
+    );
     ApiError::refused(StatusCode::CONFLICT, detail)
 }
 
@@ -199,21 +210,30 @@ async fn token_labels(
     fleet: &FleetId,
 ) -> Result<HashMap<TokenId, String>, StoreError> {
     let tokens = tokens::list(db, fleet).await?;
-    Ok(tokens.into_iter().map(|token| (token.id, token.label)).collect())
+    Ok(tokens
+        .into_iter()
+        .map(|token| (token.id, token.label))
+        .collect())
 }
 
 /// Whether a device failed to render or to apply.
 pub(super) fn is_failing(view: &DeviceView) -> bool {
-    let rendered = view
-        .device
-        .conditions
-        .iter()
-        .any(|it| it.kind == "Rendered" && it.status == ConditionStatus::False && it.reason != "Building");
-    rendered || view.observed.as_ref().is_some_and(|it| it.report.phase == Phase::Failed)
+    let rendered = view.device.conditions.iter().any(|it| {
+        it.kind == "Rendered" && it.status == ConditionStatus::False && it.reason != "Building"
+    });
+    rendered
+        || view
+            .observed
+            .as_ref()
+            .is_some_and(|it| it.report.phase == Phase::Failed)
 }
 
 fn view(view: DeviceView, labels: &HashMap<TokenId, String>) -> api::Device {
-    let DeviceView { device, desired, observed } = view;
+    let DeviceView {
+        device,
+        desired,
+        observed,
+    } = view;
     let mut conditions = device.conditions;
     if let Some(observed) = &observed {
         conditions.extend(observed.report.conditions.iter().cloned());

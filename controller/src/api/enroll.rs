@@ -34,7 +34,12 @@ pub(super) async fn enroll(
         Ok(Outcome::Rejected(rejected)) => (StatusCode::FORBIDDEN, Json(rejected)).into_response(),
         Ok(Outcome::Pending(pending)) => {
             let seconds = HeaderValue::from(pending.retry_after);
-            (StatusCode::ACCEPTED, [(header::RETRY_AFTER, seconds)], Json(pending)).into_response()
+            (
+                StatusCode::ACCEPTED,
+                [(header::RETRY_AFTER, seconds)],
+                Json(pending),
+            )
+                .into_response()
         }
         Err(error) => error.into_response(),
     }

@@ -24,12 +24,18 @@ pub struct ApiError {
 impl ApiError {
     /// The caller did something that cannot be.
     pub fn refused(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into() }
+        Self {
+            status,
+            detail: detail.into(),
+        }
     }
 
     /// There is no such thing, or not for this caller.
     pub fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
-        Self::refused(StatusCode::NOT_FOUND, format!("there is no {what} `{name}`"))
+        Self::refused(
+            StatusCode::NOT_FOUND,
+            format!("there is no {what} `{name}`"),
+        )
     }
 
     /// It is ours. The cause goes to the log, not to the caller.
@@ -46,13 +52,19 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let problem = Problem {
             kind: "about:blank".to_owned(),
-            title: self.status.canonical_reason().unwrap_or_default().to_owned(),
+            title: self
+                .status
+                .canonical_reason()
+                .unwrap_or_default()
+                .to_owned(),
             status: self.status.as_u16(),
             detail: self.detail,
         };
         let mut response = (self.status, Json(problem)).into_response();
         let media_type = HeaderValue::from_static(PROBLEM_MEDIA_TYPE);
-        response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, media_type);
         response
     }
 }
@@ -60,9 +72,10 @@ impl IntoResponse for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Duplicate(_) => {
-                Self::refused(StatusCode::CONFLICT, "something of that name exists already")
-            }
+            StoreError::Duplicate(_) => Self::refused(
+                StatusCode::CONFLICT,
+                "something of that name exists already",
+            ),
             other => Self::internal(&other),
         }
     }
@@ -102,9 +115,7 @@ impl From<BranchError> for ApiError {
             BranchError::Store(error) => error.into(),
             refused @ (BranchError::NotPending(_)
             | BranchError::NoBranch
-            | BranchError::Conflict(_)) => {
-                Self::refused(StatusCode::CONFLICT, refused.to_string())
-            }
+            | BranchError::Conflict(_)) => Self::refused(StatusCode::CONFLICT, refused.to_string()),
         }
     }
 }

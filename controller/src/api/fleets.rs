@@ -47,7 +47,10 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<CreatedFleet>), ApiError> {
     let trusted = operator == Operator::Administrator;
     check(&request, trusted)?;
-    let id = FleetId { tenant, name: request.name };
+    let id = FleetId {
+        tenant,
+        name: request.name,
+    };
     let webhook_secret = secret::generate("lsw_");
     let fleet = Fleet {
         id: id.clone(),
@@ -55,7 +58,9 @@ pub(super) async fn create(
         branch: request.branch,
         path: request.path.trim_matches('/').to_owned(),
         trusted,
-        webhook_secret: api.keyring.encrypt(&webhook_purpose(&id), &webhook_secret)?,
+        webhook_secret: api
+            .keyring
+            .encrypt(&webhook_purpose(&id), &webhook_secret)?,
         status: FleetStatus::default(),
         confirmed_revision: None,
         created_at: clock::now_ms(),
@@ -77,8 +82,11 @@ pub(super) async fn create(
 fn check(request: &CreateFleet, trusted: bool) -> Result<(), ApiError> {
     let refuse = |detail: String| Err(ApiError::refused(StatusCode::UNPROCESSABLE_ENTITY, detail));
     let repo = &request.repo;
-    let allowed: &[&str] =
-        if trusted { &["https://", "ssh://", "file://", "/"] } else { &["https://"] };
+    let allowed: &[&str] = if trusted {
+        &["https://", "ssh://", "file://", "/"]
+    } else {
+        &["https://"]
+    };
     let scp_like = trusted
         && repo.split_once(':').is_some_and(|(host, path)| {
             host.contains('@') && !host.contains('/') && !host.starts_with('-') && !path.is_empty()
@@ -100,7 +108,10 @@ fn check(request: &CreateFleet, trusted: bool) -> Result<(), ApiError> {
         return refuse(format!("`{}` is no valid name of a branch", request.branch));
     }
     if let Err(error) = RepoPath::new(request.path.trim_matches('/')) {
-        return refuse(format!("`{}` is no valid path in a repo: {error}", request.path));
+        return refuse(format!(
+            "`{}` is no valid path in a repo: {error}",
+            request.path
+        ));
     }
     Ok(())
 }
@@ -175,10 +186,7 @@ pub(super) async fn revisions(
 }
 
 /// A fleet as the API shows it.
-pub(super) async fn view(
-    db: &mut AnyConnection,
-    fleet: Fleet,
-) -> Result<api::Fleet, StoreError> {
+pub(super) async fn view(db: &mut AnyConnection, fleet: Fleet) -> Result<api::Fleet, StoreError> {
     let mut counts = DeviceCounts::default();
     for view in devices::list(db, &fleet.id).await? {
         match view.device.state {

@@ -28,5 +28,8 @@ pub(super) async fn metrics(Extract(api): State, _: Administrator) -> impl IntoR
 }
 
 pub(super) async fn not_found(uri: Uri) -> ApiError {
-    ApiError::refused(StatusCode::NOT_FOUND, format!("there is no `{}`", uri.path()))
+    ApiError::refused(
+        StatusCode::NOT_FOUND,
+        format!("there is no `{}`", uri.path()),
+    )
 }

@@ -25,7 +25,10 @@ pub(super) async fn list(
     let items = tenants::list(&mut db)
         .await?
         .into_iter()
-        .map(|tenant| Tenant { name: tenant.name, created_at: tenant.created_at })
+        .map(|tenant| Tenant {
+            name: tenant.name,
+            created_at: tenant.created_at,
+        })
         .collect();
     Ok(Json(List { items }))
 }
@@ -44,7 +47,10 @@ pub(super) async fn create(
     let operator = Operator::Tenant(name.clone());
     tenants::insert_api_token(&mut db, hash, &operator, "made with the tenant", now).await?;
     db.commit().await?;
-    let created = CreatedTenant { name, api_token: token.expose_secret().to_owned() };
+    let created = CreatedTenant {
+        name,
+        api_token: token.expose_secret().to_owned(),
+    };
     Ok((StatusCode::CREATED, Json(created)))
 }
 

@@ -23,7 +23,11 @@ pub(super) async fn list(
     InFleet(fleet): InFleet,
 ) -> Result<Json<List<api::Token>>, ApiError> {
     let mut db = api.store.read().await?;
-    let items = tokens::list(&mut db, &fleet.id).await?.into_iter().map(view).collect();
+    let items = tokens::list(&mut db, &fleet.id)
+        .await?
+        .into_iter()
+        .map(view)
+        .collect();
     Ok(Json(List { items }))
 }
 
@@ -42,9 +46,13 @@ pub(super) async fn create(
         approval: request.approval,
         uses: 0,
         max_uses: request.max_uses,
-        expires_at: request.expires_in.map(|seconds| now.saturating_add(seconds.saturating_mul(1000))),
+        expires_at: request
+            .expires_in
+            .map(|seconds| now.saturating_add(seconds.saturating_mul(1000))),
         revoked: false,
-        overlay: request.overlay.map(|overlay| overlay.trim_matches('/').to_owned()),
+        overlay: request
+            .overlay
+            .map(|overlay| overlay.trim_matches('/').to_owned()),
         labels: request.labels,
         created_at: now,
     };
@@ -64,7 +72,9 @@ pub(super) async fn create(
 fn check(request: &CreateToken) -> Result<(), ApiError> {
     let refuse = |detail: String| Err(ApiError::refused(StatusCode::UNPROCESSABLE_ENTITY, detail));
     if request.label.chars().count() > 200 || request.label.chars().any(char::is_control) {
-        return refuse("the label must have at most 200 characters and no control characters".into());
+        return refuse(
+            "the label must have at most 200 characters and no control characters".into(),
+        );
     }
     if let Some(overlay) = &request.overlay {
         match RepoPath::new(overlay.trim_matches('/')) {
@@ -89,7 +99,11 @@ pub(super) async fn revoke(
     let mut db = api.store.write().await?;
     let revoked = tokens::revoke(&mut db, &fleet.id, &token).await?;
     db.commit().await?;
-    if revoked { Ok(StatusCode::NO_CONTENT) } else { Err(missing()) }
+    if revoked {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(missing())
+    }
 }
 
 fn view(token: Token) -> api::Token {

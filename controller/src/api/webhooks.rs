@@ -19,14 +19,23 @@ pub(super) async fn receive(
 ) -> Result<StatusCode, ApiError> {
     // A fleet that does not exist and a wrong signature are answered alike.
     let refused = || {
-        ApiError::refused(StatusCode::UNAUTHORIZED, "the signature does not fit; check the secret")
+        ApiError::refused(
+            StatusCode::UNAUTHORIZED,
+            "the signature does not fit; check the secret",
+        )
     };
-    let (Ok(tenant), Ok(name)) = (tenant.parse(), fleet.parse()) else { return Err(refused()) };
+    let (Ok(tenant), Ok(name)) = (tenant.parse(), fleet.parse()) else {
+        return Err(refused());
+    };
     let id = FleetId { tenant, name };
     let mut db = api.store.read().await?;
-    let Some(fleet) = fleets::find(&mut db, &id).await? else { return Err(refused()) };
+    let Some(fleet) = fleets::find(&mut db, &id).await? else {
+        return Err(refused());
+    };
     drop(db);
-    let secret = api.keyring.decrypt(&webhook_purpose(&id), &fleet.webhook_secret)?;
+    let secret = api
+        .keyring
+        .decrypt(&webhook_purpose(&id), &fleet.webhook_secret)?;
     let delivery = match github::receive(&headers, &body, &[secret]) {
         Ok(delivery) => delivery,
         Err(error @ (Error::MissingSignature(_) | Error::BadSignature)) => {
@@ -34,7 +43,10 @@ pub(super) async fn receive(
             return Err(refused());
         }
         Err(error) => {
-            return Err(ApiError::refused(StatusCode::BAD_REQUEST, error.to_string()));
+            return Err(ApiError::refused(
+                StatusCode::BAD_REQUEST,
+                error.to_string(),
+            ));
         }
     };
     api.metrics.webhooks.inc();

@@ -94,12 +94,20 @@ impl Authority {
         if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(wrong(
                 &supplied.key,
-                format!("is not the key of the first certificate in {}", supplied.chain.display()),
+                format!(
+                    "is not the key of the first certificate in {}",
+                    supplied.chain.display()
+                ),
             ));
         }
         let issuer = Issuer::from_ca_cert_der(first, key)
             .map_err(|error| wrong(&supplied.chain, format!("cannot issue: {error}")))?;
-        Ok(Self { issuer, chain, roots, not_after })
+        Ok(Self {
+            issuer,
+            chain,
+            roots,
+            not_after,
+        })
     }
 
     pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
@@ -137,20 +145,33 @@ fn check_ca(certificate: &CertificateDer<'_>, now: u64) -> Result<u64, String> {
         .map_err(|error| format!("has broken basic constraints: {error}"))?
         .is_some_and(|constraints| constraints.value.ca);
     if !is_ca {
-        return Err(format!("`{}` is not a CA certificate (CA:TRUE is missing)", parsed.subject()));
+        return Err(format!(
+            "`{}` is not a CA certificate (CA:TRUE is missing)",
+            parsed.subject()
+        ));
     }
     let may_sign = parsed
         .key_usage()
         .map_err(|error| format!("has a broken key usage: {error}"))?
         .is_none_or(|usage| usage.value.key_cert_sign());
     if !may_sign {
-        return Err(format!("`{}` may not sign (keyCertSign is missing)", parsed.subject()));
+        return Err(format!(
+            "`{}` may not sign (keyCertSign is missing)",
+            parsed.subject()
+        ));
     }
-    let millis = |seconds: i64| u64::try_from(seconds).unwrap_or_default().saturating_mul(1000);
+    let millis = |seconds: i64| {
+        u64::try_from(seconds)
+            .unwrap_or_default()
+            .saturating_mul(1000)
+    };
     let start = millis(parsed.validity().not_before.timestamp());
     let end = millis(parsed.validity().not_after.timestamp());
     if now < start {
-        return Err(format!("`{}` is not valid yet; is the clock right?", parsed.subject()));
+        return Err(format!(
+            "`{}` is not valid yet; is the clock right?",
+            parsed.subject()
+        ));
     }
     if now >= end {
         return Err(format!("`{}` expired; replace it", parsed.subject()));
@@ -161,7 +182,9 @@ fn check_ca(certificate: &CertificateDer<'_>, now: u64) -> Result<u64, String> {
 fn ca_params(name: &str, path_length: u8, now: u64, life_ms: u64, end: u64) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "Longshore");
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "Longshore");
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -173,7 +196,11 @@ fn create_root(certificate: &Path, key_file: &Path, now: u64) -> Result<(), CaEr
     let key = KeyPair::generate()?;
     let root = ca_params("Longshore root CA", 1, now, ROOT_LIFE_MS, u64::MAX).self_signed(&key)?;
     files::write(key_file, key.serialize_pem().as_bytes(), 0o600)?;
-    files::write(certificate, pem("CERTIFICATE", &[root.der().clone()]).as_bytes(), 0o644)?;
+    files::write(
+        certificate,
+        pem("CERTIFICATE", &[root.der().clone()]).as_bytes(),
+        0o644,
+    )?;
     Ok(())
 }
 
@@ -182,14 +209,17 @@ fn create_intermediate(supplied: &Supplied, root_key: &Path, now: u64) -> Result
         &required(&supplied.root)?,
         KeyPair::from_pem(&required(root_key)?)?,
     )?;
-    let root_der = CertificateDer::from_pem_slice(required(&supplied.root)?.as_bytes()).map_err(
-        |error| CaError::Authority {
-            path: supplied.root.clone(),
-            problem: format!("is not PEM: {error}"),
-        },
-    )?;
-    let end = check_ca(&root_der, now)
-        .map_err(|problem| CaError::Authority { path: supplied.root.clone(), problem })?;
+    let root_der =
+        CertificateDer::from_pem_slice(required(&supplied.root)?.as_bytes()).map_err(|error| {
+            CaError::Authority {
+                path: supplied.root.clone(),
+                problem: format!("is not PEM: {error}"),
+            }
+        })?;
+    let end = check_ca(&root_der, now).map_err(|problem| CaError::Authority {
+        path: supplied.root.clone(),
+        problem,
+    })?;
     let key = KeyPair::generate()?;
     let mut params = ca_params("Longshore issuing CA", 0, now, INTERMEDIATE_LIFE_MS, end);
     params.use_authority_key_identifier_extension = true;

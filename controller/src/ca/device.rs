@@ -3,9 +3,7 @@
 use longshore_protocol::{DeviceId, Digest, TenantName};
 use rcgen::{CertificateSigningRequestParams, PublicKey, PublicKeyData as _};
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject as _};
-use x509_parser::{
-    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _,
-};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
 use super::CaError;
 
@@ -33,7 +31,9 @@ impl Request {
         let params = CertificateSigningRequestParams::from_der(&der)
             .map_err(|error| CaError::Request(format!("is not valid: {error}")))?;
         if *params.public_key.algorithm() != rcgen::PKCS_ECDSA_P256_SHA256 {
-            return Err(CaError::Request("must be for an ECDSA P-256 key".to_owned()));
+            return Err(CaError::Request(
+                "must be for an ECDSA P-256 key".to_owned(),
+            ));
         }
         // Names and extensions that it asks for are not looked at: the controller decides them.
         Ok(Self(params.public_key))
@@ -64,7 +64,9 @@ pub struct DeviceIdentity {
 pub fn identity_of(certificate: &CertificateDer<'_>, trust_domain: &str) -> Option<DeviceIdentity> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let names = &parsed.subject_alternative_name().ok()??.value.general_names;
-    let [GeneralName::URI(uri)] = names.as_slice() else { return None };
+    let [GeneralName::URI(uri)] = names.as_slice() else {
+        return None;
+    };
     let path = uri.strip_prefix("spiffe://")?.strip_prefix(trust_domain)?;
     let ["", "tenant", tenant, "device", device] = path.split('/').collect::<Vec<_>>()[..] else {
         return None;
@@ -84,7 +86,9 @@ mod tests {
     const NOW: u64 = 1_800_000_000_000;
 
     fn csr(key: &rcgen::KeyPair) -> rcgen::CertificateSigningRequest {
-        rcgen::CertificateParams::default().serialize_request(key).unwrap()
+        rcgen::CertificateParams::default()
+            .serialize_request(key)
+            .unwrap()
     }
 
     #[test]
@@ -99,7 +103,14 @@ mod tests {
         assert_eq!(chain.len(), 2, "leaf and intermediate");
         let identity = identity_of(&chain[0], "example.org").unwrap();
         let public_key = request.key_digest();
-        assert_eq!(identity, DeviceIdentity { tenant, device, public_key });
+        assert_eq!(
+            identity,
+            DeviceIdentity {
+                tenant,
+                device,
+                public_key
+            }
+        );
         assert_eq!(identity_of(&chain[0], "elsewhere.org"), None);
         assert_eq!(identity_of(&chain[1], "example.org"), None);
     }
@@ -107,11 +118,15 @@ mod tests {
     #[test]
     fn the_authority_survives_a_restart_and_works_without_the_root_key() {
         let directory = tempfile::tempdir().unwrap();
-        let first = Ca::open(directory.path(), None, "example.org", NOW).unwrap().fingerprint();
+        let first = Ca::open(directory.path(), None, "example.org", NOW)
+            .unwrap()
+            .fingerprint();
         std::fs::remove_file(directory.path().join("ca/root-key.pem")).unwrap();
         let second = Ca::open(directory.path(), None, "example.org", NOW).unwrap();
         assert_eq!(second.fingerprint(), first);
-        second.server_identity(&["localhost".into(), "127.0.0.1".into()], NOW).unwrap();
+        second
+            .server_identity(&["localhost".into(), "127.0.0.1".into()], NOW)
+            .unwrap();
     }
 
     #[test]
@@ -146,16 +161,25 @@ mod tests {
                 .map_err(|error| error.to_string())
         };
         assert!(open(&good, NOW).is_ok());
-        let wrong_key =
-            super::super::Supplied { key: at("ca/root-key.pem"), ..good.clone() };
-        assert!(open(&wrong_key, NOW).unwrap_err().contains("is not the key of the first"));
+        let wrong_key = super::super::Supplied {
+            key: at("ca/root-key.pem"),
+            ..good.clone()
+        };
+        assert!(
+            open(&wrong_key, NOW)
+                .unwrap_err()
+                .contains("is not the key of the first")
+        );
         let expired = open(&good, NOW + 4000 * super::super::DAY_MS).unwrap_err();
         assert!(expired.contains("expired"), "{expired}");
         let early = open(&good, 1).unwrap_err();
         assert!(early.contains("not valid yet"), "{early}");
         let leaf = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         std::fs::write(at("leaf.pem"), leaf.cert.pem()).unwrap();
-        let not_ca = super::super::Supplied { chain: at("leaf.pem"), ..good };
+        let not_ca = super::super::Supplied {
+            chain: at("leaf.pem"),
+            ..good
+        };
         let problem = open(&not_ca, NOW).unwrap_err();
         assert!(problem.contains("CA:TRUE"), "{problem}");
     }

@@ -96,7 +96,9 @@ impl Branches {
     }
 
     async fn pass(&self) -> Result<(), BranchError> {
-        let Some(refs) = self.observation.borrow().refs.clone() else { return Ok(()) };
+        let Some(refs) = self.observation.borrow().refs.clone() else {
+            return Ok(());
+        };
         let mut db = self.store.read().await?;
         let devices = devices::list(&mut db, &self.fleet).await?;
         let tokens = tokens::list(&mut db, &self.fleet).await?;
@@ -126,7 +128,10 @@ impl Branches {
         pushed |= self.delete_folders(&refs, &to_delete).await?;
         for (name, tip) in &refs.enrollment {
             if !pending.contains_key(name) {
-                self.mirror.push_enrollment(name, None, Some(*tip)).await.or_else(race_is_fine)?;
+                self.mirror
+                    .push_enrollment(name, None, Some(*tip))
+                    .await
+                    .or_else(race_is_fine)?;
                 pushed = true;
             }
         }
@@ -138,7 +143,9 @@ impl Branches {
 
     /// Pushes the branch of a device that has none.
     async fn branch(&self, refs: &Refs, device: &Device, token: &Token) -> Result<(), BranchError> {
-        let Some(tracked) = &refs.tracked else { return Ok(()) };
+        let Some(tracked) = &refs.tracked else {
+            return Ok(());
+        };
         if refs.enrollment.contains_key(&device.name) {
             return Ok(());
         }
@@ -147,8 +154,10 @@ impl Branches {
             "Enroll {}\n\nMerging this approves the device with the key {}.\n",
             device.name, device.public_key
         );
-        let commit =
-            self.mirror.commit(Some(tracked.id), self.files(&tree, device, token), message).await?;
+        let commit = self
+            .mirror
+            .commit(Some(tracked.id), self.files(&tree, device, token), message)
+            .await?;
         self.mirror
             .push_enrollment(&device.name, Some(commit), None)
             .await
@@ -168,13 +177,17 @@ impl Branches {
             return Ok(false);
         };
         let tree = self.mirror.tree(tracked.id).await?;
-        let edits =
-            devices.iter().flat_map(|(device, token)| self.files(&tree, device, token)).collect();
+        let edits = devices
+            .iter()
+            .flat_map(|(device, token)| self.files(&tree, device, token))
+            .collect();
         let message = match devices {
             [(device, _)] => format!("Enroll {}\n", device.name),
             several => {
-                let names: Vec<_> =
-                    several.iter().map(|(device, _)| format!("- {}", device.name)).collect();
+                let names: Vec<_> = several
+                    .iter()
+                    .map(|(device, _)| format!("- {}", device.name))
+                    .collect();
                 format!("Enroll {} devices\n\n{}\n", several.len(), names.join("\n"))
             }
         };
@@ -184,8 +197,10 @@ impl Branches {
             Err(error) if error.is_race() => Ok(true),
             Err(error @ GitError::Refused { .. }) => {
                 // A protected branch, most likely: then a person has to merge.
-                warn!(error = &error as &dyn std::error::Error,
-                    "the tracked branch refuses enrollments; they wait on branches instead");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the tracked branch refuses enrollments; they wait on branches instead"
+                );
                 for (device, token) in devices {
                     self.branch(refs, device, token).await?;
                 }
@@ -217,12 +232,18 @@ impl Branches {
         }
         let edits = there
             .iter()
-            .map(|device| Edit { path: folder(device).as_str().to_owned(), content: None })
+            .map(|device| Edit {
+                path: folder(device).as_str().to_owned(),
+                content: None,
+            })
             .collect();
         let names: Vec<_> = there.iter().map(|device| device.name.to_string()).collect();
         let message = format!("Decommission {}\n", names.join(", "));
         let commit = self.mirror.commit(Some(tracked.id), edits, message).await?;
-        self.mirror.push_tracked(commit, Some(tracked.id)).await.or_else(race_is_fine)?;
+        self.mirror
+            .push_tracked(commit, Some(tracked.id))
+            .await
+            .or_else(race_is_fine)?;
         Ok(true)
     }
 
@@ -231,18 +252,18 @@ impl Branches {
         let name = &device.name;
         let refs = self.mirror.fetch().await?;
         let tracked = refs.tracked.as_ref().ok_or(BranchError::NoBranch)?;
-        let theirs = match refs.enrollment.get(name) {
-            Some(theirs) => *theirs,
-            None => {
-                let mut db = self.store.read().await?;
-                let token = tokens::find(&mut db, &self.fleet.tenant, &device.token).await?;
-                drop(db);
-                let token = token.ok_or_else(|| BranchError::NotPending(name.clone()))?;
-                let tree = self.mirror.tree(tracked.id).await?;
-                let message = format!("Enroll {name}\n");
-                let files = self.files(&tree, device, &token);
-                self.mirror.commit(Some(tracked.id), files, message).await?
-            }
+        let theirs = if let Some(theirs) = refs.enrollment.get(name) {
+            *theirs
+        } else {
+            let mut db = self.store.read().await?;
+            let token = tokens::find(&mut db, &self.fleet.tenant, &device.token).await?;
+            drop(db);
+            let token = token.ok_or_else(|| BranchError::NotPending(name.clone()))?;
+            let tree = self.mirror.tree(tracked.id).await?;
+            let files = self.files(&tree, device, &token);
+            self.mirror
+                .commit(Some(tracked.id), files, format!("Enroll {name}\n"))
+                .await?
         };
         let message = format!("Merge branch '{ENROLL_BRANCHES}{name}'\n\nApproves {name}.\n");
         let merged = self
@@ -259,7 +280,10 @@ impl Branches {
     /// The files of a new device's folder.
     fn files(&self, tree: &GitTree, device: &Device, token: &Token) -> Vec<Edit> {
         let folder = self.root.join("devices").join(device.name.as_str());
-        let overlay = token.overlay.as_ref().map(|overlay| format!("../../{overlay}"));
+        let overlay = token
+            .overlay
+            .as_ref()
+            .map(|overlay| format!("../../{overlay}"));
         let mut edits = vec![Edit {
             path: folder.join("device.yaml").as_str().to_owned(),
             content: Some(device_yaml(

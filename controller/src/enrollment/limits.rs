@@ -13,9 +13,15 @@ struct Rate {
 }
 
 /// Tries with a wrong token, by address.
-const FAILED: Rate = Rate { burst: 50.0, per_second: 1.0 };
+const FAILED: Rate = Rate {
+    burst: 50.0,
+    per_second: 1.0,
+};
 /// Tries with a right token, by token: many devices may start at once with one.
-const BY_TOKEN: Rate = Rate { burst: 2000.0, per_second: 200.0 };
+const BY_TOKEN: Rate = Rate {
+    burst: 2000.0,
+    per_second: 200.0,
+};
 /// How many addresses or tokens are remembered; past that, those that are full again are forgotten.
 const MAX_BUCKETS: usize = 10_000;
 
@@ -33,7 +39,10 @@ struct Buckets<K> {
 
 impl<K: std::hash::Hash + Eq> Buckets<K> {
     fn new(rate: Rate) -> Self {
-        Self { rate, buckets: Mutex::default() }
+        Self {
+            rate,
+            buckets: Mutex::default(),
+        }
     }
 
     /// Takes one try, or says how long to wait for the next one.
@@ -44,14 +53,20 @@ impl<K: std::hash::Hash + Eq> Buckets<K> {
             let refilled = now.duration_since(bucket.at).as_secs_f64() * per_second;
             (bucket.level + refilled).min(burst)
         };
-        let mut buckets = self.buckets.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut buckets = self
+            .buckets
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if buckets.len() >= MAX_BUCKETS && !buckets.contains_key(&key) {
             buckets.retain(|_, bucket| level(bucket) < burst);
             if buckets.len() >= MAX_BUCKETS {
                 return Err(Duration::from_secs(1));
             }
         }
-        let bucket = buckets.entry(key).or_insert(Bucket { level: burst, at: now });
+        let bucket = buckets.entry(key).or_insert(Bucket {
+            level: burst,
+            at: now,
+        });
         bucket.level = level(bucket);
         bucket.at = now;
         if bucket.level < 1.0 {
@@ -71,7 +86,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { failed: Buckets::new(FAILED), by_token: Buckets::new(BY_TOKEN) }
+        Self {
+            failed: Buckets::new(FAILED),
+            by_token: Buckets::new(BY_TOKEN),
+        }
     }
 }
 
@@ -104,7 +122,10 @@ mod tests {
             limits.failed_try(source).unwrap();
         }
         let wait = limits.failed_try(source).unwrap_err();
-        assert!(limits.failed_try(IpAddr::from([192, 0, 2, 2])).is_ok(), "others are not affected");
+        assert!(
+            limits.failed_try(IpAddr::from([192, 0, 2, 2])).is_ok(),
+            "others are not affected"
+        );
         tokio::time::advance(wait).await;
         limits.failed_try(source).unwrap();
         limits.failed_try(source).unwrap_err();
@@ -117,7 +138,7 @@ mod tests {
             let _over_the_bound = limits.failed_try(IpAddr::V4(n.into()));
         }
         assert!(limits.failed.buckets.lock().unwrap().len() <= MAX_BUCKETS);
-        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::time::advance(Duration::from_mins(1)).await;
         limits.failed_try(IpAddr::V4(50_000.into())).unwrap();
     }
 }

@@ -19,7 +19,10 @@ use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{Message, Utf8Bytes, protocol::{CloseFrame, frame::coding::CloseCode}},
+    tungstenite::{
+        Message, Utf8Bytes,
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
 };
 use tracing::{debug, info, warn};
 
@@ -121,16 +124,27 @@ impl<'g> Session<'g> {
             Ok(end) | Err(end) => end,
         };
         if let Err(error) = self.flush_report(true).await {
-            warn!(error = &error as &dyn std::error::Error, "the last report is lost");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "the last report is lost"
+            );
         }
         if self.gateway.hub.disconnect(&self.device.id, &entry)
             && let Err(error) = self.record_connected(false).await
         {
-            warn!(error = &error as &dyn std::error::Error, "the end of the session is not stored");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "the end of the session is not stored"
+            );
         }
         self.gateway.metrics.sessions.dec();
         match &end {
-            End::Gone | End::Silent | End::Replaced | End::Shutdown | End::Inactive | End::Socket(_) => {
+            End::Gone
+            | End::Silent
+            | End::Replaced
+            | End::Shutdown
+            | End::Inactive
+            | End::Socket(_) => {
                 debug!(device = %self.device.name, reason = %end, "disconnected");
             }
             End::Stuck | End::Protocol(_) | End::Store(_) => {
@@ -222,7 +236,13 @@ impl<'g> Session<'g> {
                 }
                 self.send_manifests(&message).await?;
             }
-            Effect::SendDelta { generation, revision, base, target, delta } => {
+            Effect::SendDelta {
+                generation,
+                revision,
+                base,
+                target,
+                delta,
+            } => {
                 let objects = self.objects(&delta.upserts).await?;
                 let upserts = delta
                     .upserts
@@ -248,7 +268,8 @@ impl<'g> Session<'g> {
                 }
             }
             Effect::RecordHello(hello) => {
-                let facts = bounded(hello.facts).map_err(|error| End::Protocol(error.to_string()))?;
+                let facts =
+                    bounded(hello.facts).map_err(|error| End::Protocol(error.to_string()))?;
                 if facts != self.device.facts && !facts.is_empty() {
                     let tenant = &self.device.fleet.tenant;
                     let mut db = self.gateway.store.write().await?;
@@ -258,7 +279,11 @@ impl<'g> Session<'g> {
                 }
             }
             Effect::RecordAccepted(held) => self.record_accepted(held),
-            Effect::RecordReject { generation, reason, message } => {
+            Effect::RecordReject {
+                generation,
+                reason,
+                message,
+            } => {
                 self.record_reject(generation, reason, &message);
             }
             Effect::RecordStatus(report) => {
@@ -320,7 +345,10 @@ impl<'g> Session<'g> {
 
     /// A device that accepted something has not applied it yet.
     fn record_accepted(&mut self, held: Held) {
-        let known = self.report.as_ref().is_some_and(|report| report.held == held);
+        let known = self
+            .report
+            .as_ref()
+            .is_some_and(|report| report.held == held);
         if !known {
             debug!(device = %self.device.name, generation = %held.generation, "accepted");
         }
@@ -341,7 +369,9 @@ impl<'g> Session<'g> {
         if !now && !is_final && self.reported.elapsed() < STATUS_INTERVAL {
             return Ok(());
         }
-        let Some(report) = self.report.take() else { return Ok(()) };
+        let Some(report) = self.report.take() else {
+            return Ok(());
+        };
         let tenant = &self.device.fleet.tenant;
         let mut db = self.gateway.store.write().await?;
         devices::put_observed(&mut db, tenant, &self.device.id, &report, clock::now_ms()).await?;
@@ -353,7 +383,8 @@ impl<'g> Session<'g> {
     async fn record_connected(&self, connected: bool) -> Result<(), StoreError> {
         let tenant = &self.device.fleet.tenant;
         let mut db = self.gateway.store.write().await?;
-        devices::set_connected(&mut db, tenant, &self.device.id, connected, clock::now_ms()).await?;
+        devices::set_connected(&mut db, tenant, &self.device.id, connected, clock::now_ms())
+            .await?;
         db.commit().await.map_err(StoreError::from)
     }
 
@@ -368,7 +399,10 @@ impl<'g> Session<'g> {
                 Ok(())
             }
             Some(device) if device.state == DeviceState::Decommissioned => {
-                self.send(&ControlMessage::Decommission { reason: device.state_reason }).await?;
+                self.send(&ControlMessage::Decommission {
+                    reason: device.state_reason,
+                })
+                .await?;
                 Err(End::Inactive)
             }
             _ => Err(End::Inactive),
@@ -380,13 +414,23 @@ impl<'g> Session<'g> {
         // that was approved, so the certificate names the device, not the key.
         let request = Request::from_der(csr).map_err(|error| error.to_string())?;
         let (tenant, id) = (&self.device.fleet.tenant, &self.device.id);
-        match self.gateway.ca.sign_device(&request, tenant, id, clock::now_ms()) {
+        match self
+            .gateway
+            .ca
+            .sign_device(&request, tenant, id, clock::now_ms())
+        {
             Ok(chain) => {
                 info!(device = %self.device.name, "certificate renewed");
-                Ok(chain.into_iter().map(|certificate| certificate.to_vec()).collect())
+                Ok(chain
+                    .into_iter()
+                    .map(|certificate| certificate.to_vec())
+                    .collect())
             }
             Err(error) => {
-                warn!(error = &error as &dyn std::error::Error, "a certificate cannot be issued");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "a certificate cannot be issued"
+                );
                 Err("the certificate could not be made".to_owned())
             }
         }
@@ -394,7 +438,10 @@ impl<'g> Session<'g> {
 
     async fn send_manifests(&mut self, message: &ControlMessage) -> Result<(), End> {
         let frame = message.encode();
-        self.gateway.metrics.manifest_bytes.inc_by(frame.len() as u64);
+        self.gateway
+            .metrics
+            .manifest_bytes
+            .inc_by(frame.len() as u64);
         self.send_frame(frame).await
     }
 
@@ -404,7 +451,9 @@ impl<'g> Session<'g> {
 
     async fn send_frame(&mut self, frame: Vec<u8>) -> Result<(), End> {
         let send = self.socket.send(Message::Binary(frame.into()));
-        tokio::time::timeout(SEND_DEADLINE, send).await.map_err(|_elapsed| End::Stuck)??;
+        tokio::time::timeout(SEND_DEADLINE, send)
+            .await
+            .map_err(|_elapsed| End::Stuck)??;
         Ok(())
     }
 

@@ -20,7 +20,11 @@ use crate::{
 
 /// The fleet's devices by the key that their files vouch for.
 pub(super) fn by_key(fleet: &Fleet) -> HashMap<Digest, &DeviceSpec> {
-    fleet.devices.values().filter_map(|spec| Some((spec.public_key?, spec))).collect()
+    fleet
+        .devices
+        .values()
+        .filter_map(|spec| Some((spec.public_key?, spec)))
+        .collect()
 }
 
 impl Reconciler {

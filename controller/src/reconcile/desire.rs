@@ -99,9 +99,9 @@ impl Reconciler {
             let wanted = match wanted {
                 Ok(Wanted::Set(set)) => {
                     condition::set(&mut conditions, rendered(&set, now));
-                    if let Some((key, spec)) = spec
-                        .and_then(|spec| Some((closures.get(&spec.overlay)?.as_ref().ok()?.key, spec)))
-                    {
+                    if let Some((key, spec)) = spec.and_then(|spec| {
+                        Some((closures.get(&spec.overlay)?.as_ref().ok()?.key, spec))
+                    }) {
                         remembered.insert(device.id.clone(), (key, spec.clone(), set.clone()));
                     }
                     Wanted::Set(set)
@@ -136,7 +136,15 @@ impl Reconciler {
                 None => (device.name.clone(), device.labels.clone()),
             };
             let id = device.id.clone();
-            desires.descriptions.insert(id.clone(), Description { id, name, labels, conditions });
+            desires.descriptions.insert(
+                id.clone(),
+                Description {
+                    id,
+                    name,
+                    labels,
+                    conditions,
+                },
+            );
         }
         self.desires.sets = remembered;
         Ok(desires)
@@ -172,11 +180,16 @@ impl Reconciler {
         &mut self,
         closures: &HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>,
     ) -> Result<(), ReconcileError> {
-        let keys: HashSet<_> =
-            closures.values().filter_map(|closure| Some(closure.as_ref().ok()?.key)).collect();
+        let keys: HashSet<_> = closures
+            .values()
+            .filter_map(|closure| Some(closure.as_ref().ok()?.key))
+            .collect();
         let known = &mut self.desires.builds;
         known.retain(|key, _| keys.contains(key));
-        let missing: Vec<_> = keys.into_iter().filter(|key| !known.contains_key(key)).collect();
+        let missing: Vec<_> = keys
+            .into_iter()
+            .filter(|key| !known.contains_key(key))
+            .collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -192,8 +205,10 @@ impl Reconciler {
             let built = match build {
                 Build::Failed(message) => Built::Failed(message),
                 Build::Objects(digests) => {
-                    let bodies: Option<Vec<_>> =
-                        digests.iter().map(|digest| objects.get(digest).cloned()).collect();
+                    let bodies: Option<Vec<_>> = digests
+                        .iter()
+                        .map(|digest| objects.get(digest).cloned())
+                        .collect();
                     // A build whose objects are gone is built again.
                     let Some(bodies) = bodies else { continue };
                     Built::of(bodies)
@@ -229,11 +244,19 @@ impl Reconciler {
             Some(Ok(closure)) => closure,
             Some(Err(error)) => {
                 let message = error.to_string();
-                return Err(Trouble { reason: "Refused", message, is_problem: true });
+                return Err(Trouble {
+                    reason: "Refused",
+                    message,
+                    is_problem: true,
+                });
             }
             None => {
                 let message = "the overlay was not looked at".to_owned();
-                return Err(Trouble { reason: "Building", message, is_problem: false });
+                return Err(Trouble {
+                    reason: "Building",
+                    message,
+                    is_problem: false,
+                });
             }
         };
         if let Some((key, known, set)) = self.desires.sets.get(&view.device.id)
@@ -243,19 +266,26 @@ impl Reconciler {
             return Ok(set.clone());
         }
         let Some(built) = self.desires.builds.get(&closure.key) else {
-            let Parts { builds, fleet, poke, .. } = &self.parts;
-            return Err(match builds.start(&fleet.tenant, closure, &reading.tree, poke) {
-                Standing::UnderWay => Trouble {
-                    reason: "Building",
-                    message: "the overlay is being built".to_owned(),
-                    is_problem: false,
+            let Parts {
+                builds,
+                fleet,
+                poke,
+                ..
+            } = &self.parts;
+            return Err(
+                match builds.start(&fleet.tenant, closure, &reading.tree, poke) {
+                    Standing::UnderWay => Trouble {
+                        reason: "Building",
+                        message: "the overlay is being built".to_owned(),
+                        is_problem: false,
+                    },
+                    Standing::Failed(message) => Trouble {
+                        reason: "BuildFailed",
+                        message: format!("{}: {message}", spec.overlay),
+                        is_problem: true,
+                    },
                 },
-                Standing::Failed(message) => Trouble {
-                    reason: "BuildFailed",
-                    message: format!("{}: {message}", spec.overlay),
-                    is_problem: true,
-                },
-            });
+            );
         };
         match &**built {
             Built::Plain(set) => Ok(set.clone()),
@@ -276,8 +306,7 @@ impl Reconciler {
                 let objects = Variables::of(&variables)
                     .substitute(objects)
                     .map_err(|error| failed(error.to_string()))?;
-                let set =
-                    ManifestSet::of(&objects).map_err(|error| failed(error.to_string()))?;
+                let set = ManifestSet::of(&objects).map_err(|error| failed(error.to_string()))?;
                 fresh.extend(objects);
                 Ok(Arc::new(set))
             }
@@ -287,7 +316,10 @@ impl Reconciler {
 
 impl Built {
     fn of(objects: Vec<Object>) -> Self {
-        if objects.iter().any(|object| object.body().windows(2).any(|pair| pair == b"${")) {
+        if objects
+            .iter()
+            .any(|object| object.body().windows(2).any(|pair| pair == b"${"))
+        {
             return Self::Template(objects);
         }
         match ManifestSet::of(&objects) {

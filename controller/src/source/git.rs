@@ -8,7 +8,7 @@ use tokio::{
 };
 
 /// A fetch or push that takes longer is ended.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_mins(2);
 /// How much of what the program prints is kept.
 const MAX_OUTPUT: u64 = 64 * 1024;
 
@@ -74,13 +74,30 @@ pub async fn run<S: AsRef<OsStr>>(
     trust: Trust,
     arguments: impl IntoIterator<Item = S>,
 ) -> Result<String, GitError> {
-    let arguments: Vec<_> =
-        arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
-    let operation = arguments.first().map(|it| it.to_string_lossy().into_owned()).unwrap_or_default();
+    let arguments: Vec<_> = arguments
+        .into_iter()
+        .map(|argument| argument.as_ref().to_owned())
+        .collect();
+    let operation = arguments
+        .first()
+        .map(|it| it.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let mut command = Command::new("git");
-    command.args(["-c", "gc.auto=0", "-c", "maintenance.auto=false", "-c", "core.hooksPath=/dev/null"]);
+    command.args([
+        "-c",
+        "gc.auto=0",
+        "-c",
+        "maintenance.auto=false",
+        "-c",
+        "core.hooksPath=/dev/null",
+    ]);
     if trust == Trust::Tenant {
-        command.args(["-c", "credential.helper=", "-c", "http.followRedirects=false"]);
+        command.args([
+            "-c",
+            "credential.helper=",
+            "-c",
+            "http.followRedirects=false",
+        ]);
     }
     command
         .args(&arguments)
@@ -88,16 +105,27 @@ pub async fn run<S: AsRef<OsStr>>(
         .env_clear()
         .envs(std::env::vars_os().filter(|(name, _)| {
             let name = name.to_string_lossy();
-            ["PATH", "HOME", "SSH_AUTH_SOCK", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"].contains(&&*name)
+            [
+                "PATH",
+                "HOME",
+                "SSH_AUTH_SOCK",
+                "TMPDIR",
+                "SSL_CERT_FILE",
+                "SSL_CERT_DIR",
+            ]
+            .contains(&&*name)
                 || name.to_ascii_lowercase().ends_with("_proxy")
         }))
         .env("GIT_DIR", directory)
         .env("GIT_TERMINAL_PROMPT", "0")
         .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
-        .env("GIT_ALLOW_PROTOCOL", match trust {
-            Trust::Administrator => "file:https:ssh",
-            Trust::Tenant => "https",
-        })
+        .env(
+            "GIT_ALLOW_PROTOCOL",
+            match trust {
+                Trust::Administrator => "file:https:ssh",
+                Trust::Tenant => "https",
+            },
+        )
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -107,13 +135,20 @@ pub async fn run<S: AsRef<OsStr>>(
     let mut child = command.spawn().map_err(GitError::Start)?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let all = async { tokio::join!(read(stdout), read(stderr), child.wait()) };
-    let (stdout, stderr, status) = tokio::time::timeout(DEADLINE, all)
-        .await
-        .map_err(|_elapsed| GitError::TimedOut { operation: operation.clone() })?;
+    let (stdout, stderr, status) =
+        tokio::time::timeout(DEADLINE, all)
+            .await
+            .map_err(|_elapsed| GitError::TimedOut {
+                operation: operation.clone(),
+            })?;
     if status.map_err(GitError::Start)?.success() {
         return Ok(stdout);
     }
-    let lines: Vec<_> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<_> = stderr
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
     let last = lines.len().saturating_sub(6);
     let message = lines.get(last..).unwrap_or_default().join("; ");
     Err(GitError::Refused { operation, message })

@@ -68,7 +68,11 @@ impl Mirror {
             directory: directory.into(),
             remote: fleet.repo.clone(),
             branch: fleet.branch.clone(),
-            trust: if fleet.trusted { Trust::Administrator } else { Trust::Tenant },
+            trust: if fleet.trusted {
+                Trust::Administrator
+            } else {
+                Trust::Tenant
+            },
         };
         mirror
             .blocking(|mirror| {
@@ -108,8 +112,16 @@ impl Mirror {
 
     async fn fetch_refs(&self, refs: &[&str]) -> Result<(), GitError> {
         let arguments = [
-            "fetch", "--quiet", "--prune", "--no-tags", "--force", "--no-write-fetch-head",
-            "--no-recurse-submodules", "--no-auto-maintenance", "--", &self.remote,
+            "fetch",
+            "--quiet",
+            "--prune",
+            "--no-tags",
+            "--force",
+            "--no-write-fetch-head",
+            "--no-recurse-submodules",
+            "--no-auto-maintenance",
+            "--",
+            &self.remote,
         ];
         git::run(&self.directory, self.trust, arguments.iter().chain(refs)).await?;
         Ok(())
@@ -123,7 +135,10 @@ impl Mirror {
                 Ok(id) => {
                     let commit = repo.find_commit(id)?;
                     let text = |bytes: &[u8]| {
-                        String::from_utf8_lossy(bytes).chars().take(200).collect::<String>()
+                        String::from_utf8_lossy(bytes)
+                            .chars()
+                            .take(200)
+                            .collect::<String>()
                     };
                     Some(Commit {
                         id,
@@ -148,14 +163,18 @@ impl Mirror {
                     enrollment.insert(device, id);
                 }
             }
-            Ok(Refs { tracked, enrollment })
+            Ok(Refs {
+                tracked,
+                enrollment,
+            })
         })
         .await
     }
 
     /// The tree of a commit.
     pub async fn tree(&self, commit: Oid) -> Result<Arc<GitTree>, GitError> {
-        self.blocking(move |mirror| Ok(Arc::new(GitTree::of(mirror.repo()?, commit)?))).await
+        self.blocking(move |mirror| Ok(Arc::new(GitTree::of(mirror.repo()?, commit)?)))
+            .await
     }
 
     /// Makes a commit with these edits on top of `parent`, or the first one of an empty repo.
@@ -209,7 +228,9 @@ impl Mirror {
             let tree = repo.find_tree(index.write_tree_to(&repo)?)?;
             let author = author()?;
             let parents = [&ours, &theirs];
-            Ok(Some(repo.commit(None, &author, &author, &message, &tree, &parents)?))
+            Ok(Some(repo.commit(
+                None, &author, &author, &message, &tree, &parents,
+            )?))
         })
         .await
     }
@@ -226,7 +247,8 @@ impl Mirror {
         commit: Option<Oid>,
         expected: Option<Oid>,
     ) -> Result<(), GitError> {
-        self.push(&format!("{ENROLL_BRANCHES}{device}"), commit, expected).await
+        self.push(&format!("{ENROLL_BRANCHES}{device}"), commit, expected)
+            .await
     }
 
     async fn push(
@@ -238,8 +260,16 @@ impl Mirror {
         let text = |id: Option<Oid>| id.map(|id| id.to_string()).unwrap_or_default();
         let lease = format!("--force-with-lease=refs/heads/{branch}:{}", text(expected));
         let refspec = format!("{}:refs/heads/{branch}", text(commit));
-        let arguments =
-            ["push", "--quiet", "--no-verify", "--porcelain", &lease, "--", &self.remote, &refspec];
+        let arguments = [
+            "push",
+            "--quiet",
+            "--no-verify",
+            "--porcelain",
+            &lease,
+            "--",
+            &self.remote,
+            &refspec,
+        ];
         git::run(&self.directory, self.trust, arguments).await?;
         Ok(())
     }

@@ -22,7 +22,10 @@ impl GitTree {
     /// The tree of `commit`.
     pub fn of(repo: Repository, commit: Oid) -> Result<Self, git2::Error> {
         let root = repo.find_commit(commit)?.tree_id();
-        Ok(Self { repo: Mutex::new(repo), root })
+        Ok(Self {
+            repo: Mutex::new(repo),
+            root,
+        })
     }
 
     fn with<T>(
@@ -40,7 +43,10 @@ impl Tree for GitTree {
         self.with(path.as_str(), |repo| {
             if path.is_root() {
                 let id = content_id(self.root);
-                return Ok(Some(TreeEntry { kind: EntryKind::Directory, id }));
+                return Ok(Some(TreeEntry {
+                    kind: EntryKind::Directory,
+                    id,
+                }));
             }
             match repo.find_tree(self.root)?.get_path(path.as_str().as_ref()) {
                 Ok(entry) => Ok(entry_of(&entry)),
@@ -71,7 +77,10 @@ impl Tree for GitTree {
                 .iter()
                 .filter_map(|entry| {
                     let name = entry.name_bytes().to_vec();
-                    Some(Listed { name, entry: entry_of(&entry)? })
+                    Some(Listed {
+                        name,
+                        entry: entry_of(&entry)?,
+                    })
                 })
                 .collect())
         })
@@ -85,7 +94,9 @@ impl Tree for GitTree {
     }
 
     fn blob(&self, id: ContentId) -> Result<Vec<u8>, TreeError> {
-        self.with("a file", |repo| Ok(repo.find_blob(oid(id)?)?.content().to_vec()))
+        self.with("a file", |repo| {
+            Ok(repo.find_blob(oid(id)?)?.content().to_vec())
+        })
     }
 }
 
@@ -106,5 +117,8 @@ fn entry_of(entry: &git2::TreeEntry<'_>) -> Option<TreeEntry> {
         _ if entry.kind() == Some(ObjectType::Blob) => EntryKind::File { executable: false },
         _ => return None,
     };
-    Some(TreeEntry { kind, id: content_id(entry.id()) })
+    Some(TreeEntry {
+        kind,
+        id: content_id(entry.id()),
+    })
 }

@@ -86,8 +86,10 @@ pub async fn put_objects<'a>(
     tenant: &TenantName,
     objects: impl IntoIterator<Item = &'a Object>,
 ) -> Result<(), StoreError> {
-    let unique: BTreeMap<_, _> =
-        objects.into_iter().map(|object| (object.digest(), object)).collect();
+    let unique: BTreeMap<_, _> = objects
+        .into_iter()
+        .map(|object| (object.digest(), object))
+        .collect();
     let rows: Vec<_> = unique
         .into_iter()
         .map(|(digest, object)| (digest.to_string(), compress(object.body())))
@@ -102,7 +104,12 @@ pub async fn put_objects<'a>(
                  ON CONFLICT (tenant, digest) DO NOTHING"
             )
         },
-        |query, (digest, body)| query.bind(tenant.to_string()).bind(digest).bind(body.as_slice()),
+        |query, (digest, body)| {
+            query
+                .bind(tenant.to_string())
+                .bind(digest)
+                .bind(body.as_slice())
+        },
     )
     .await?;
     Ok(())
@@ -114,7 +121,11 @@ pub async fn objects(
     tenant: &TenantName,
     digests: impl IntoIterator<Item = Digest>,
 ) -> Result<BTreeMap<Digest, Object>, StoreError> {
-    let unique: Vec<_> = digests.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+    let unique: Vec<_> = digests
+        .into_iter()
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
     let mut found = BTreeMap::new();
     for chunk in unique.chunks(super::ROWS_PER_STATEMENT) {
         let sql = format!(
@@ -126,8 +137,7 @@ pub async fn objects(
         for digest in chunk {
             query = query.bind(digest.to_string());
         }
-        let rows: Vec<(Vec<u8>,)> =
-            query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
+        let rows: Vec<(Vec<u8>,)> = query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
         for (body,) in rows {
             let body = decompress(&body, "objects.body")?;
             let object = Object::from_canonical(body)
@@ -159,7 +169,12 @@ pub async fn put_sets<'a>(
                  ON CONFLICT (tenant, digest) DO NOTHING"
             )
         },
-        |query, (digest, body)| query.bind(tenant.to_string()).bind(digest).bind(body.as_slice()),
+        |query, (digest, body)| {
+            query
+                .bind(tenant.to_string())
+                .bind(digest)
+                .bind(body.as_slice())
+        },
     )
     .await?;
     Ok(())
@@ -177,11 +192,13 @@ pub async fn set(
             .bind(digest.to_string())
             .fetch_optional(db)
             .await?;
-    let Some((entries,)) = row else { return Ok(None) };
+    let Some((entries,)) = row else {
+        return Ok(None);
+    };
     let entries: Vec<Entry> = serde_json::from_slice(&decompress(&entries, "sets.entries")?)
         .map_err(|error| corrupt("sets.entries", &error.to_string()))?;
-    let set = ManifestSet::new(entries)
-        .map_err(|error| corrupt("sets.entries", &error.to_string()))?;
+    let set =
+        ManifestSet::new(entries).map_err(|error| corrupt("sets.entries", &error.to_string()))?;
     if set.digest() != digest {
         return Err(corrupt("sets.entries", "a set with another digest"));
     }

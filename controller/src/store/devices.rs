@@ -267,15 +267,26 @@ pub async fn list(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<DeviceV
     .bind(fleet.name.as_str())
     .fetch_all(&mut *db)
     .await?;
-    let mut desired: BTreeMap<_, _> =
-        desired.into_iter().map(|row| (row.device.clone(), row)).collect();
-    let mut observed: BTreeMap<_, _> =
-        observed.into_iter().map(|row| (row.device.clone(), row)).collect();
+    let mut desired: BTreeMap<_, _> = desired
+        .into_iter()
+        .map(|row| (row.device.clone(), row))
+        .collect();
+    let mut observed: BTreeMap<_, _> = observed
+        .into_iter()
+        .map(|row| (row.device.clone(), row))
+        .collect();
     rows.into_iter()
         .map(|row| {
             let desired = desired.remove(&row.id).map(TryInto::try_into).transpose()?;
-            let observed = observed.remove(&row.id).map(TryInto::try_into).transpose()?;
-            Ok(DeviceView { device: row.try_into()?, desired, observed })
+            let observed = observed
+                .remove(&row.id)
+                .map(TryInto::try_into)
+                .transpose()?;
+            Ok(DeviceView {
+                device: row.try_into()?,
+                desired,
+                observed,
+            })
         })
         .collect()
 }
@@ -289,7 +300,11 @@ pub async fn view(db: &mut AnyConnection, device: Device) -> Result<DeviceView, 
             .bind(device.id.as_str())
             .fetch_optional(db)
             .await?;
-    Ok(DeviceView { device, desired, observed: row.map(TryInto::try_into).transpose()? })
+    Ok(DeviceView {
+        device,
+        desired,
+        observed: row.map(TryInto::try_into).transpose()?,
+    })
 }
 
 /// Moves devices to a state. A device that was rejected or decommissioned stays so.
@@ -432,7 +447,9 @@ pub async fn set_facts(
 
 /// Forgets all connections: a controller that starts has none.
 pub async fn reset_connected(db: &mut AnyConnection) -> Result<(), StoreError> {
-    sqlx::query("UPDATE devices SET connected = 0 WHERE connected <> 0").execute(db).await?;
+    sqlx::query("UPDATE devices SET connected = 0 WHERE connected <> 0")
+        .execute(db)
+        .await?;
     Ok(())
 }
 

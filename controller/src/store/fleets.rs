@@ -129,8 +129,9 @@ pub async fn insert(db: &mut AnyConnection, fleet: &Fleet) -> Result<(), StoreEr
 
 /// Every fleet of every tenant: what the controller follows.
 pub async fn all(db: &mut AnyConnection) -> Result<Vec<Fleet>, StoreError> {
-    let rows: Vec<Row> =
-        sqlx::query_as("SELECT * FROM fleets ORDER BY tenant, name").fetch_all(db).await?;
+    let rows: Vec<Row> = sqlx::query_as("SELECT * FROM fleets ORDER BY tenant, name")
+        .fetch_all(db)
+        .await?;
     rows.into_iter().map(TryInto::try_into).collect()
 }
 

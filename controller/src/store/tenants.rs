@@ -39,10 +39,15 @@ pub async fn insert(db: &mut AnyConnection, name: &TenantName, now: u64) -> Resu
 /// All tenants, by name.
 pub async fn list(db: &mut AnyConnection) -> Result<Vec<Tenant>, StoreError> {
     let rows: Vec<(String, i64)> =
-        sqlx::query_as("SELECT name, created_at FROM tenants ORDER BY name").fetch_all(db).await?;
+        sqlx::query_as("SELECT name, created_at FROM tenants ORDER BY name")
+            .fetch_all(db)
+            .await?;
     rows.into_iter()
         .map(|(name, created_at)| {
-            Ok(Tenant { name: parse(&name, "tenants.name")?, created_at: unsigned(created_at) })
+            Ok(Tenant {
+                name: parse(&name, "tenants.name")?,
+                created_at: unsigned(created_at),
+            })
         })
         .collect()
 }

@@ -67,7 +67,9 @@ impl TryFrom<Row> for Token {
                 Approval::Manual
             },
             uses: u32::try_from(row.uses).unwrap_or(u32::MAX),
-            max_uses: row.max_uses.map(|uses| u32::try_from(uses).unwrap_or(u32::MAX)),
+            max_uses: row
+                .max_uses
+                .map(|uses| u32::try_from(uses).unwrap_or(u32::MAX)),
             expires_at: row.expires_at.map(unsigned),
             revoked: row.revoked != 0,
             overlay: row.overlay,
@@ -163,13 +165,12 @@ pub async fn revoke(
     fleet: &FleetId,
     id: &TokenId,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query(
-        "UPDATE tokens SET revoked = 1 WHERE tenant = $1 AND fleet = $2 AND id = $3",
-    )
-    .bind(fleet.tenant.as_str())
-    .bind(fleet.name.as_str())
-    .bind(id.as_str())
-    .execute(db)
-    .await?;
+    let done =
+        sqlx::query("UPDATE tokens SET revoked = 1 WHERE tenant = $1 AND fleet = $2 AND id = $3")
+            .bind(fleet.tenant.as_str())
+            .bind(fleet.name.as_str())
+            .bind(id.as_str())
+            .execute(db)
+            .await?;
     Ok(done.rows_affected() > 0)
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use crate::{
     Delta, Digest, Entry, Generation, ManifestSet, manifest,
-    message::{ControlMessage, DeviceMessage, Held, Hello, MAX_DELTA_BODIES, RejectReason, StatusReport},
+    message::{
+        ControlMessage, DeviceMessage, Held, Hello, MAX_DELTA_BODIES, RejectReason, StatusReport,
+    },
     session::RESEND_AFTER_MS,
 };
 
@@ -143,14 +145,20 @@ impl ControlSession {
                 self.greeted = true;
                 self.held = hello.ledger;
                 self.in_flight = None;
-                vec![Effect::Welcome, Effect::RecordHello(hello), Effect::LoadDesired]
+                vec![
+                    Effect::Welcome,
+                    Effect::RecordHello(hello),
+                    Effect::LoadDesired,
+                ]
             }
             _ if !self.greeted => Vec::new(),
             DeviceMessage::Need { target, digests } => self.need(target, &digests, now),
             DeviceMessage::Accepted(held) => self.accepted(held),
-            DeviceMessage::Reject { generation, reason, message } => {
-                self.rejected(generation, reason, message, now)
-            }
+            DeviceMessage::Reject {
+                generation,
+                reason,
+                message,
+            } => self.rejected(generation, reason, message, now),
             DeviceMessage::Status(report) => vec![Effect::RecordStatus(report)],
             DeviceMessage::Renew { csr } => vec![Effect::IssueCertificate { csr }],
         }
@@ -160,7 +168,9 @@ impl ControlSession {
         match &self.in_flight {
             _ if !self.greeted => Vec::new(),
             // A delta is answered soon, and the answer decides what the next base is.
-            Some(InFlight { way: Way::Delta, .. }) => {
+            Some(InFlight {
+                way: Way::Delta, ..
+            }) => {
                 self.poked_in_flight = true;
                 Vec::new()
             }
@@ -172,7 +182,10 @@ impl ControlSession {
         if !self.greeted {
             return Vec::new();
         }
-        let target = Held { generation: desired.generation, digest: desired.set.digest() };
+        let target = Held {
+            generation: desired.generation,
+            digest: desired.set.digest(),
+        };
         if let Some(held) = self.held {
             if held == target {
                 self.in_flight = None;
@@ -180,7 +193,9 @@ impl ControlSession {
             }
             if held.generation >= target.generation {
                 self.in_flight = None;
-                return vec![Effect::RaiseGeneration { above: held.generation }];
+                return vec![Effect::RaiseGeneration {
+                    above: held.generation,
+                }];
             }
         }
         if self.in_flight.as_ref().is_some_and(|flight| {
@@ -220,7 +235,9 @@ impl ControlSession {
     }
 
     fn need(&mut self, target: Digest, digests: &[Digest], now: u64) -> Vec<Effect> {
-        let Some(flight) = &mut self.in_flight else { return Vec::new() };
+        let Some(flight) = &mut self.in_flight else {
+            return Vec::new();
+        };
         if flight.set.digest() != target {
             return Vec::new();
         }
@@ -239,12 +256,19 @@ impl ControlSession {
     }
 
     fn accepted(&mut self, held: Held) -> Vec<Effect> {
-        if self.held.is_some_and(|known| known.generation > held.generation) {
+        if self
+            .held
+            .is_some_and(|known| known.generation > held.generation)
+        {
             return Vec::new();
         }
         self.held = Some(held);
         let mut effects = vec![Effect::RecordAccepted(held)];
-        if self.in_flight.as_ref().is_some_and(|flight| flight.generation <= held.generation) {
+        if self
+            .in_flight
+            .as_ref()
+            .is_some_and(|flight| flight.generation <= held.generation)
+        {
             self.in_flight = None;
             effects.extend(self.look_again());
         }
@@ -258,13 +282,22 @@ impl ControlSession {
         message: String,
         now: u64,
     ) -> Vec<Effect> {
-        let mut effects = vec![Effect::RecordReject { generation, reason, message }];
-        let Some(flight) = self.in_flight.as_mut().filter(|flight| flight.generation == generation)
+        let mut effects = vec![Effect::RecordReject {
+            generation,
+            reason,
+            message,
+        }];
+        let Some(flight) = self
+            .in_flight
+            .as_mut()
+            .filter(|flight| flight.generation == generation)
         else {
             return effects;
         };
         match reason {
-            RejectReason::BaseMismatch | RejectReason::DigestMismatch if flight.way == Way::Delta => {
+            RejectReason::BaseMismatch | RejectReason::DigestMismatch
+                if flight.way == Way::Delta =>
+            {
                 flight.way = Way::Offer;
                 flight.since = now;
                 effects.push(flight.offer());
@@ -283,7 +316,9 @@ impl ControlSession {
     }
 
     fn tick(&mut self, now: u64) -> Vec<Effect> {
-        let Some(flight) = &mut self.in_flight else { return Vec::new() };
+        let Some(flight) = &mut self.in_flight else {
+            return Vec::new();
+        };
         if now.saturating_sub(flight.since) < RESEND_AFTER_MS {
             return Vec::new();
         }

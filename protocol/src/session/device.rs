@@ -36,8 +36,16 @@ impl Holding {
     ) -> Result<Self, DuplicateKey> {
         let objects: Vec<_> = objects.into_iter().collect();
         let set = Arc::new(ManifestSet::of(&objects)?);
-        let objects = objects.into_iter().map(|object| (object.digest(), object)).collect();
-        Ok(Self { generation, revision, set, objects })
+        let objects = objects
+            .into_iter()
+            .map(|object| (object.digest(), object))
+            .collect();
+        Ok(Self {
+            generation,
+            revision,
+            set,
+            objects,
+        })
     }
 
     /// Its generation.
@@ -57,12 +65,18 @@ impl Holding {
 
     /// Its objects in the order of their keys.
     pub fn objects(&self) -> impl Iterator<Item = &Object> {
-        self.set.entries().iter().filter_map(|entry| self.objects.get(&entry.digest))
+        self.set
+            .entries()
+            .iter()
+            .filter_map(|entry| self.objects.get(&entry.digest))
     }
 
     /// Generation and digest.
     pub fn held(&self) -> Held {
-        Held { generation: self.generation, digest: self.set.digest() }
+        Held {
+            generation: self.generation,
+            digest: self.set.digest(),
+        }
     }
 }
 
@@ -188,12 +202,19 @@ impl DeviceSession {
     }
 
     fn send(&self, message: DeviceMessage) -> Vec<Effect> {
-        if self.is_open() { vec![Effect::Send(message)] } else { Vec::new() }
+        if self.is_open() {
+            vec![Effect::Send(message)]
+        } else {
+            Vec::new()
+        }
     }
 
     fn greet(&mut self, mut hello: Hello, now: u64) -> Vec<Effect> {
         hello.ledger = self.held();
-        self.link = Link::Greeting { hello: hello.clone(), said_at: now };
+        self.link = Link::Greeting {
+            hello: hello.clone(),
+            said_at: now,
+        };
         vec![Effect::Send(DeviceMessage::Hello(hello))]
     }
 
@@ -203,31 +224,47 @@ impl DeviceSession {
 
     fn message(&mut self, message: ControlMessage, now: u64) -> Vec<Effect> {
         match message {
-            ControlMessage::Welcome { heartbeat_ms, server_time_ms } => {
+            ControlMessage::Welcome {
+                heartbeat_ms,
+                server_time_ms,
+            } => {
                 self.link = Link::Open;
-                let mut effects = vec![Effect::Welcomed { heartbeat_ms, server_time_ms }];
+                let mut effects = vec![Effect::Welcomed {
+                    heartbeat_ms,
+                    server_time_ms,
+                }];
                 if let Some(report) = self.report.clone() {
                     effects.extend(self.send(DeviceMessage::Status(report)));
                 }
                 effects
             }
-            ControlMessage::Delta { generation, revision, base, target, upserts, removals } => {
-                match self.refusal(generation, target) {
-                    Some(effects) => effects,
-                    None => self.delta(generation, revision, base, target, upserts, removals),
-                }
-            }
-            ControlMessage::Offer { generation, revision, target, entries } => {
-                match self.refusal(generation, target) {
-                    Some(effects) => effects,
-                    None => self.offer(generation, revision, target, entries, now),
-                }
-            }
+            ControlMessage::Delta {
+                generation,
+                revision,
+                base,
+                target,
+                upserts,
+                removals,
+            } => match self.refusal(generation, target) {
+                Some(effects) => effects,
+                None => self.delta(generation, revision, base, target, upserts, removals),
+            },
+            ControlMessage::Offer {
+                generation,
+                revision,
+                target,
+                entries,
+            } => match self.refusal(generation, target) {
+                Some(effects) => effects,
+                None => self.offer(generation, revision, target, entries, now),
+            },
             ControlMessage::Objects { target, parts } => self.objects(target, parts, now),
             ControlMessage::Certificate(result) => vec![Effect::Certificate(result)],
             ControlMessage::Decommission { reason } => vec![Effect::Decommission { reason }],
             ControlMessage::Reconnect { after_ms } => {
-                vec![Effect::Reconnect { after_ms: Some(after_ms) }]
+                vec![Effect::Reconnect {
+                    after_ms: Some(after_ms),
+                }]
             }
         }
     }
@@ -261,7 +298,10 @@ impl DeviceSession {
         upserts: Vec<Object>,
         removals: Vec<ObjectKey>,
     ) -> Vec<Effect> {
-        let Some(holding) = self.holding.as_ref().filter(|holding| holding.set.digest() == base)
+        let Some(holding) = self
+            .holding
+            .as_ref()
+            .filter(|holding| holding.set.digest() == base)
         else {
             return vec![Effect::Send(reject(
                 generation,
@@ -269,7 +309,10 @@ impl DeviceSession {
                 format!("the device does not hold {base}"),
             ))];
         };
-        let delta = Delta { upserts: upserts.iter().map(Entry::from).collect(), removals };
+        let delta = Delta {
+            upserts: upserts.iter().map(Entry::from).collect(),
+            removals,
+        };
         let set = manifest::apply(&holding.set, &delta);
         if set.digest() != target {
             return vec![Effect::Send(reject(
@@ -291,8 +334,8 @@ impl DeviceSession {
         entries: Vec<Entry>,
         now: u64,
     ) -> Vec<Effect> {
-        let too_large = entries.len() > MAX_OBJECTS
-            || entries.iter().any(|entry| entry.size > MAX_OBJECT);
+        let too_large =
+            entries.len() > MAX_OBJECTS || entries.iter().any(|entry| entry.size > MAX_OBJECT);
         let set = match ManifestSet::new(entries) {
             Ok(set) if set.digest() == target && !too_large => Arc::new(set),
             _ => {
@@ -304,26 +347,45 @@ impl DeviceSession {
                 ))];
             }
         };
-        if self.incoming.as_ref().is_some_and(|incoming| incoming.generation > generation) {
+        if self
+            .incoming
+            .as_ref()
+            .is_some_and(|incoming| incoming.generation > generation)
+        {
             return Vec::new();
         }
         let wanted: BTreeSet<_> = set.entries().iter().map(|entry| entry.digest).collect();
         self.staged.retain(|digest, _| wanted.contains(digest));
         self.pieces.clear();
-        self.incoming = Some(Incoming { generation, revision, set, asked_at: now });
+        self.incoming = Some(Incoming {
+            generation,
+            revision,
+            set,
+            asked_at: now,
+        });
         self.advance(now)
     }
 
     fn objects(&mut self, target: Digest, parts: Vec<Part>, now: u64) -> Vec<Effect> {
-        let Some(incoming) = self.incoming.as_mut().filter(|it| it.set.digest() == target) else {
+        let Some(incoming) = self
+            .incoming
+            .as_mut()
+            .filter(|it| it.set.digest() == target)
+        else {
             return Vec::new();
         };
         incoming.asked_at = now;
         let generation = incoming.generation;
-        let sizes: BTreeMap<_, _> =
-            incoming.set.entries().iter().map(|entry| (entry.digest, entry.size)).collect();
+        let sizes: BTreeMap<_, _> = incoming
+            .set
+            .entries()
+            .iter()
+            .map(|entry| (entry.digest, entry.size))
+            .collect();
         for part in parts {
-            let Some(&size) = sizes.get(&part.digest) else { continue };
+            let Some(&size) = sizes.get(&part.digest) else {
+                continue;
+            };
             if self.has(part.digest) || part.compressed > message::compressed_bound(size) {
                 continue;
             }
@@ -351,12 +413,19 @@ impl DeviceSession {
                 }
             }
         }
-        if self.lacking().is_empty() { self.advance(now) } else { Vec::new() }
+        if self.lacking().is_empty() {
+            self.advance(now)
+        } else {
+            Vec::new()
+        }
     }
 
     fn has(&self, digest: Digest) -> bool {
         self.staged.contains_key(&digest)
-            || self.holding.as_ref().is_some_and(|holding| holding.objects.contains_key(&digest))
+            || self
+                .holding
+                .as_ref()
+                .is_some_and(|holding| holding.objects.contains_key(&digest))
     }
 
     fn lacking(&self) -> BTreeSet<Digest> {
@@ -371,7 +440,9 @@ impl DeviceSession {
     /// Asks for what the incoming set lacks, or stores it when it lacks nothing.
     fn advance(&mut self, now: u64) -> Vec<Effect> {
         let lacking = self.lacking();
-        let Some(incoming) = &mut self.incoming else { return Vec::new() };
+        let Some(incoming) = &mut self.incoming else {
+            return Vec::new();
+        };
         incoming.asked_at = now;
         if !lacking.is_empty() {
             self.pieces.clear();
@@ -380,7 +451,13 @@ impl DeviceSession {
                 digests: lacking.into_iter().collect(),
             })];
         }
-        let Some(Incoming { generation, revision, set, .. }) = self.incoming.take() else {
+        let Some(Incoming {
+            generation,
+            revision,
+            set,
+            ..
+        }) = self.incoming.take()
+        else {
             return Vec::new();
         };
         let mut objects = std::mem::take(&mut self.staged);
@@ -401,7 +478,9 @@ impl DeviceSession {
         objects.retain(|digest, _| wanted.contains(digest));
         // Digests alone do not say that each body carries the key under which the set lists it.
         let honest = set.entries().iter().all(|entry| {
-            objects.get(&entry.digest).is_some_and(|object| Entry::from(object) == *entry)
+            objects
+                .get(&entry.digest)
+                .is_some_and(|object| Entry::from(object) == *entry)
         });
         if !honest {
             return vec![Effect::Send(reject(
@@ -410,17 +489,28 @@ impl DeviceSession {
                 "an object does not carry the key or size that the set lists".to_owned(),
             ))];
         }
-        let holding = Arc::new(Holding { generation, revision, set, objects });
+        let holding = Arc::new(Holding {
+            generation,
+            revision,
+            set,
+            objects,
+        });
         self.storing = Some(holding.clone());
         vec![Effect::Store(holding)]
     }
 
     fn stored(&mut self, result: Result<(), String>) -> Vec<Effect> {
-        let Some(holding) = self.storing.take() else { return Vec::new() };
+        let Some(holding) = self.storing.take() else {
+            return Vec::new();
+        };
         match result {
             Ok(()) => {
                 self.holding = Some(holding.clone());
-                if self.incoming.as_ref().is_some_and(|it| it.generation <= holding.generation) {
+                if self
+                    .incoming
+                    .as_ref()
+                    .is_some_and(|it| it.generation <= holding.generation)
+                {
                     self.incoming = None;
                     self.staged.clear();
                     self.pieces.clear();
@@ -448,7 +538,11 @@ impl DeviceSession {
             Link::Open => {}
             Link::Greeting { .. } | Link::Down => return Vec::new(),
         }
-        if self.incoming.as_ref().is_some_and(|incoming| late(incoming.asked_at)) {
+        if self
+            .incoming
+            .as_ref()
+            .is_some_and(|incoming| late(incoming.asked_at))
+        {
             return self.advance(now);
         }
         Vec::new()
@@ -456,7 +550,11 @@ impl DeviceSession {
 }
 
 fn reject(generation: Generation, reason: RejectReason, message: String) -> DeviceMessage {
-    DeviceMessage::Reject { generation, reason, message }
+    DeviceMessage::Reject {
+        generation,
+        reason,
+        message,
+    }
 }
 
 fn open(compressed: &[u8], size: u64, digest: Digest) -> Result<Object, String> {
@@ -465,6 +563,9 @@ fn open(compressed: &[u8], size: u64, digest: Digest) -> Result<Object, String> 
     if object.digest() == digest {
         Ok(object)
     } else {
-        Err(format!("{} came where {digest} was asked for", object.digest()))
+        Err(format!(
+            "{} came where {digest} was asked for",
+            object.digest()
+        ))
     }
 }
