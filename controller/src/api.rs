@@ -10,24 +10,26 @@ mod enroll;
 mod error;
 mod fleets;
 mod health;
+mod serve;
 mod tenants;
 mod tokens;
 mod webhooks;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, connect_info::Connected},
+    extract::DefaultBodyLimit,
     routing::{delete, get, post},
-    serve::IncomingStream,
 };
-use tokio::net::TcpListener;
 
-pub use self::error::ApiError;
+pub use self::{
+    error::ApiError,
+    serve::{Accepting, Peer, serve},
+};
 use crate::{
     ca::Ca, enrollment::Enrollment, fleets::Fleets, hub::Hub, metrics::Metrics, secret::Keyring,
-    store::Store, tls::TlsListener,
+    store::Store,
 };
 
 /// What the API works with.
@@ -100,20 +102,4 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/metrics", get(health::metrics))
         .fallback(health::not_found)
         .with_state(api)
-}
-
-/// Who is on the other side of the connection.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
-
-impl Connected<IncomingStream<'_, TlsListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
-        Self(*stream.remote_addr())
-    }
-}
-
-impl Connected<IncomingStream<'_, TcpListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
-        Self(*stream.remote_addr())
-    }
 }

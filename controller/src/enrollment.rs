@@ -21,6 +21,7 @@ use longshore_protocol::{
 };
 use secrecy::ExposeSecret as _;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use self::limits::Limits;
@@ -98,6 +99,8 @@ pub struct Enrollment {
     pub limits: Limits,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Ends waiting.
+    pub shutdown: CancellationToken,
     /// Where devices connect.
     pub edge_url: String,
 }
@@ -146,9 +149,12 @@ impl Enrollment {
         let deadline = Instant::now() + Duration::from_secs(request.wait).min(MAX_WAIT);
         while device.state == DeviceState::Pending {
             let decided = async {
-                match &mut changes {
-                    Some(changes) => changes.changed().await.is_ok(),
-                    None => false,
+                let Some(changes) = &mut changes else {
+                    return false;
+                };
+                tokio::select! {
+                    told = changes.changed() => told.is_ok(),
+                    () = self.shutdown.cancelled() => false,
                 }
             };
             match tokio::time::timeout_at(deadline, decided).await {

@@ -32,7 +32,7 @@ struct Followed {
     source: Arc<Notify>,
     branches: Branches,
     reconcile: Arc<Notify>,
-    changes: watch::Receiver<u64>,
+    changes: watch::Sender<u64>,
     stop: CancellationToken,
 }
 
@@ -97,7 +97,7 @@ impl Fleets {
         let mirror = Mirror::open(directory, fleet).await?;
         let local = fleet.trusted.then(|| local_path(&fleet.repo)).flatten();
         let (found, observation) = watch::channel(Observation::default());
-        let (changes, watched) = watch::channel(0);
+        let changes = watch::Sender::new(0);
         let stop = self.tasks.shutdown.child_token();
         let source = Source {
             mirror: mirror.clone(),
@@ -113,6 +113,7 @@ impl Fleets {
             mirror: mirror.clone(),
             observation: observation.clone(),
             poke: Arc::default(),
+            changes: changes.subscribe(),
             source: source.poke.clone(),
             store: self.store.clone(),
         };
@@ -123,7 +124,7 @@ impl Fleets {
             mirror,
             observation,
             poke: reconcile.clone(),
-            changes,
+            changes: changes.clone(),
             store: self.store.clone(),
             builds: self.builds.clone(),
             hub: self.hub.clone(),
@@ -133,7 +134,7 @@ impl Fleets {
             source: source.poke.clone(),
             branches: branches.clone(),
             reconcile,
-            changes: watched,
+            changes,
             stop: stop.clone(),
         };
         let older = self.followed().insert(fleet.id.clone(), followed);
@@ -184,7 +185,14 @@ impl Fleets {
     pub fn changes(&self, fleet: &FleetId) -> Option<watch::Receiver<u64>> {
         self.followed()
             .get(fleet)
-            .map(|followed| followed.changes.clone())
+            .map(|followed| followed.changes.subscribe())
+    }
+
+    /// Tells that an operator rejected or decommissioned a device of a fleet.
+    pub fn changed(&self, fleet: &FleetId) {
+        if let Some(followed) = self.followed().get(fleet) {
+            followed.changes.send_modify(|count| *count += 1);
+        }
     }
 
     /// A fleet's enrolment in Git.

@@ -20,7 +20,7 @@ use longshore_protocol::{
     api::{DeviceState, EDGE_PATH, EnrollRejected, SUBPROTOCOL},
     message::MAX_DEVICE_FRAME,
 };
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::{
     WebSocketStream, accept_hdr_async_with_config,
@@ -45,6 +45,8 @@ use crate::{
 };
 
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
+/// How many devices are served at once; further ones wait.
+const MAX_SESSIONS: usize = 50_000;
 /// The WebSocket library's default of 128 KiB per connection would be 1.3 GB for 10,000 devices.
 const BUFFER: usize = 4 * 1024;
 
@@ -70,9 +72,16 @@ pub struct Gateway {
 impl Gateway {
     /// Serves what `listener` accepts, until the shutdown.
     pub async fn run(self: Arc<Self>, mut listener: TlsListener, tasks: TaskTracker) {
+        let room = Arc::new(Semaphore::new(MAX_SESSIONS));
         while let Some((stream, peer)) = listener.next().await {
+            let Ok(permit) = room.clone().acquire_owned().await else {
+                return;
+            };
             let gateway = self.clone();
-            tasks.spawn(async move { gateway.serve(stream, peer).await });
+            tasks.spawn(async move {
+                let _permit = permit;
+                gateway.serve(stream, peer).await;
+            });
         }
     }
 

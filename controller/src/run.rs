@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    api::{self, Api, Peer},
+    api::{self, Accepting, Api},
     builds::Builds,
     ca::Ca,
     clock,
@@ -261,12 +261,6 @@ impl Serving {
 
         let certificate = ServerCertificate::new(ca.server_identity(&names, clock::now_ms())?)?;
         let edge_tls = Reloadable::new(tls::edge(certificate.clone(), &ca)?);
-        let accept = |listener, tls| {
-            TlsListener::spawn(listener, tls, &tasks).map_err(|source| RunError::Listen {
-                address: config.public_listen,
-                source,
-            })
-        };
         let gateway = Arc::new(Gateway {
             store: store.clone(),
             hub: hub.clone(),
@@ -276,7 +270,10 @@ impl Serving {
             heartbeat: config.heartbeat,
             shutdown: shutdown.clone(),
         });
-        let gateway = gateway.run(accept(edge, edge_tls.clone())?, tasks.tracker.clone());
+        let gateway = gateway.run(
+            TlsListener::spawn(edge, edge_tls.clone(), &tasks),
+            tasks.tracker.clone(),
+        );
         tasks.vital("the edge listener", gateway);
 
         let enrollment = Enrollment {
@@ -286,6 +283,7 @@ impl Serving {
             fleets: fleets.clone(),
             limits: Limits::default(),
             metrics: metrics.clone(),
+            shutdown: shutdown.clone(),
             edge_url: format!("{edge_url}{EDGE_PATH}"),
         };
         let app = api::router(Arc::new(Api {
@@ -298,18 +296,17 @@ impl Serving {
             metrics,
             public_url: public_url.clone(),
             renderer: description,
-        }))
-        .into_make_service_with_connect_info::<Peer>();
-        let stop = shutdown.clone().cancelled_owned();
-        let name = "the public listener";
-        if config.plain_http {
-            let server = axum::serve(public, app).with_graceful_shutdown(stop);
-            tasks.vital(name, server.into_future());
+        }));
+        let accepting = if config.plain_http {
+            Accepting::Plain(public)
         } else {
-            let listener = accept(public, Reloadable::new(tls::public(certificate.clone())?))?;
-            let server = axum::serve(listener, app).with_graceful_shutdown(stop);
-            tasks.vital(name, server.into_future());
-        }
+            let tls = Reloadable::new(tls::public(certificate.clone())?);
+            Accepting::Tls(TlsListener::spawn(public, tls, &tasks))
+        };
+        tasks.vital(
+            "the public listener",
+            api::serve(accepting, app, tasks.clone()),
+        );
         let keep = keep_certificates(ca.clone(), certificate, edge_tls, names, shutdown);
         tasks.vital("the renewal of certificates", keep);
 

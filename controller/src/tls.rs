@@ -4,7 +4,6 @@
 //! a slow or silent peer holds up nobody else.
 
 use std::{
-    io,
     net::SocketAddr,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -111,7 +110,6 @@ pub fn edge(certificate: Arc<ServerCertificate>, ca: &Ca) -> Result<Arc<ServerCo
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.max_fragment_size = None;
     Ok(Arc::new(config))
 }
 
@@ -141,17 +139,12 @@ impl Reloadable {
 /// Accepted connections whose handshake is done.
 #[derive(Debug)]
 pub struct TlsListener {
-    address: SocketAddr,
     ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
 }
 
 impl TlsListener {
     /// Accepts on `listener` until the shutdown.
-    ///
-    /// # Errors
-    /// Where the listener has no address.
-    pub fn spawn(listener: TcpListener, tls: Arc<Reloadable>, tasks: &Tasks) -> io::Result<Self> {
-        let address = listener.local_addr()?;
+    pub fn spawn(listener: TcpListener, tls: Arc<Reloadable>, tasks: &Tasks) -> Self {
         let (done, ready) = mpsc::channel(64);
         let (handshakes, shutdown) = (tasks.tracker.clone(), tasks.shutdown.clone());
         tasks.vital("a listener", async move {
@@ -189,28 +182,11 @@ impl TlsListener {
                 });
             }
         });
-        Ok(Self { address, ready })
+        Self { ready }
     }
 
     /// The next connection; `None` after the shutdown.
     pub async fn next(&mut self) -> Option<(TlsStream<TcpStream>, SocketAddr)> {
         self.ready.recv().await
-    }
-}
-
-impl axum::serve::Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        match self.next().await {
-            Some(accepted) => accepted,
-            // `axum::serve` ends by its shutdown signal, not by its listener.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        Ok(self.address)
     }
 }

@@ -55,6 +55,9 @@ pub enum InvalidObject {
     /// A field that names the object is missing, empty or no text.
     #[error("the object has no `{0}`")]
     Missing(&'static str),
+    /// Its namespace is no text.
+    #[error("the object's `metadata.namespace` is no text")]
+    Namespace,
     /// The bytes are JSON, but not in canonical form.
     #[error("the object is not in canonical form")]
     NotCanonical,
@@ -145,10 +148,15 @@ fn key_of(value: &Value) -> Result<ObjectKey, InvalidObject> {
             .map(str::to_owned)
             .ok_or(InvalidObject::Missing(missing))
     };
+    let namespace = match value.pointer("/metadata/namespace") {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(namespace)) => namespace.clone(),
+        Some(_) => return Err(InvalidObject::Namespace),
+    };
     Ok(ObjectKey {
         api_version: text("/apiVersion", "apiVersion")?,
         kind: text("/kind", "kind")?,
-        namespace: text("/metadata/namespace", "").unwrap_or_default(),
+        namespace,
         name: text("/metadata/name", "metadata.name")?,
     })
 }

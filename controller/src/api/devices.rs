@@ -142,8 +142,7 @@ pub(super) async fn reject(
             )
             .await?;
             db.commit().await?;
-            api.fleets.poke(&fleet.id);
-            api.fleets.look(&fleet.id);
+            api.fleets.changed(&fleet.id);
         }
         DeviceState::Active => {
             return Err(ApiError::refused(
@@ -175,7 +174,7 @@ pub(super) async fn decommission(
             db.commit().await?;
             // The cut-off is at once; the folder's deletion follows in Git.
             api.hub.poke([&device.id]);
-            api.fleets.poke(&fleet.id);
+            api.fleets.changed(&fleet.id);
         }
         DeviceState::Rejected => return Err(ended(&device)),
     }

@@ -1,9 +1,9 @@
 //! The one endpoint for devices.
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Bytes,
-    extract::{ConnectInfo, State as Extract},
+    extract::State as Extract,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -14,7 +14,7 @@ use crate::enrollment::{EnrollError, Outcome};
 
 pub(super) async fn enroll(
     Extract(api): State,
-    ConnectInfo(Peer(peer)): ConnectInfo<Peer>,
+    Extension(Peer(peer)): Extension<Peer>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {

@@ -68,6 +68,8 @@ pub struct Branches {
     pub observation: watch::Receiver<Observation>,
     /// Says "look".
     pub poke: Arc<Notify>,
+    /// Says that devices' states changed, and so which branches are still needed.
+    pub changes: watch::Receiver<u64>,
     /// Makes the source look.
     pub source: Arc<Notify>,
     /// Remembers.
@@ -77,9 +79,10 @@ pub struct Branches {
 impl Branches {
     /// Passes until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        let mut observation = self.observation.clone();
+        let (mut observation, mut changes) = (self.observation.clone(), self.changes.clone());
         loop {
             observation.mark_unchanged();
+            changes.mark_unchanged();
             if let Err(error) = self.pass().await {
                 warn!(
                     error = &error as &dyn std::error::Error,
@@ -90,7 +93,8 @@ impl Branches {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
                 () = self.poke.notified() => {}
-                changed = observation.changed() => if changed.is_err() { return },
+                told = observation.changed() => if told.is_err() { return },
+                told = changes.changed() => if told.is_err() { return },
             }
         }
     }
@@ -177,11 +181,22 @@ impl Branches {
             return Ok(false);
         };
         let tree = self.mirror.tree(tracked.id).await?;
+        // A folder that people made is theirs: what a device would change in it, they decide.
+        let (taken, devices): (Vec<_>, Vec<_>) = devices
+            .iter()
+            .copied()
+            .partition(|(device, _)| !matches!(tree.entry(&self.folder(device)), Ok(None)));
+        for (device, token) in taken {
+            self.branch(refs, device, token).await?;
+        }
+        if devices.is_empty() {
+            return Ok(false);
+        }
         let edits = devices
             .iter()
             .flat_map(|(device, token)| self.files(&tree, device, token))
             .collect();
-        let message = match devices {
+        let message = match devices.as_slice() {
             [(device, _)] => format!("Enroll {}\n", device.name),
             several => {
                 let names: Vec<_> = several
@@ -201,7 +216,7 @@ impl Branches {
                     error = &error as &dyn std::error::Error,
                     "the tracked branch refuses enrollments; they wait on branches instead"
                 );
-                for (device, token) in devices {
+                for (device, token) in &devices {
                     self.branch(refs, device, token).await?;
                 }
                 Ok(false)
@@ -216,11 +231,10 @@ impl Branches {
             return Ok(false);
         };
         let tree = self.mirror.tree(tracked.id).await?;
-        let folder = |device: &Device| self.root.join("devices").join(device.name.as_str());
         let (there, gone): (Vec<&Device>, Vec<&Device>) = devices
             .iter()
             .copied()
-            .partition(|device| matches!(tree.entry(&folder(device)), Ok(Some(_))));
+            .partition(|device| matches!(tree.entry(&self.folder(device)), Ok(Some(_))));
         let mut db = self.store.write().await?;
         for device in gone {
             let tenant = &self.fleet.tenant;
@@ -233,7 +247,7 @@ impl Branches {
         let edits = there
             .iter()
             .map(|device| Edit {
-                path: folder(device).as_str().to_owned(),
+                path: self.folder(device).as_str().to_owned(),
                 content: None,
             })
             .collect();
@@ -277,13 +291,17 @@ impl Branches {
         Ok(())
     }
 
-    /// The files of a new device's folder.
+    fn folder(&self, device: &Device) -> RepoPath {
+        self.root.join("devices").join(device.name.as_str())
+    }
+
+    /// The files of a new device's folder. An overlay of its own that is there already stays.
     fn files(&self, tree: &GitTree, device: &Device, token: &Token) -> Vec<Edit> {
-        let folder = self.root.join("devices").join(device.name.as_str());
-        let overlay = token
-            .overlay
-            .as_ref()
-            .map(|overlay| format!("../../{overlay}"));
+        let folder = self.folder(device);
+        let exists = |path: &RepoPath| matches!(tree.entry(path), Ok(Some(_)));
+        let own = folder.join("kustomization.yaml");
+        let overlay = token.overlay.as_ref().filter(|_| !exists(&own));
+        let overlay = overlay.map(|overlay| format!("../../{overlay}"));
         let mut edits = vec![Edit {
             path: folder.join("device.yaml").as_str().to_owned(),
             content: Some(device_yaml(
@@ -294,15 +312,14 @@ impl Branches {
                 overlay.as_deref(),
             )),
         }];
-        if overlay.is_none() {
-            let base = self.root.join("base").join("kustomization.yaml");
-            let resources = if matches!(tree.entry(&base), Ok(Some(_))) {
+        if overlay.is_none() && !exists(&own) {
+            let resources = if exists(&self.root.join("base").join("kustomization.yaml")) {
                 "resources:\n  - ../../base\n"
             } else {
                 "resources: []\n"
             };
             edits.push(Edit {
-                path: folder.join("kustomization.yaml").as_str().to_owned(),
+                path: own.as_str().to_owned(),
                 content: Some(format!(
                     "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n{resources}"
                 )),

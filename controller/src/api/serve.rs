@@ -1,0 +1,118 @@
+//! The public listener's connections: bounded in number, and none may dawdle.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Extension, Router};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto::Builder, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::Semaphore,
+};
+use tracing::{debug, warn};
+
+use crate::{tasks::Tasks, tls::TlsListener};
+
+/// How many connections are open at once; further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 8192;
+/// How long a request's head may take to come; also how long an idle connection is kept.
+const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+/// How long requests under way may take to end at the shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Who is on the other side of the connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Accepting {
+    /// With TLS.
+    Tls(TlsListener),
+    /// Without.
+    Plain(TcpListener),
+}
+
+/// Serves `app` on what is accepted, until the shutdown.
+pub async fn serve(mut accepting: Accepting, app: Router, tasks: Tasks) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            break;
+        };
+        let next = async {
+            match &mut accepting {
+                Accepting::Tls(listener) => listener
+                    .next()
+                    .await
+                    .map(|(stream, peer)| (Stream::Tls(Box::new(stream)), peer)),
+                Accepting::Plain(listener) => match listener.accept().await {
+                    Ok((stream, peer)) => Some((Stream::Plain(stream), peer)),
+                    Err(error) => {
+                        warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        Some((Stream::None, SocketAddr::from(([0, 0, 0, 0], 0))))
+                    }
+                },
+            }
+        };
+        let accepted = tokio::select! {
+            accepted = next => accepted,
+            () = tasks.shutdown.cancelled() => None,
+        };
+        let Some((stream, peer)) = accepted else {
+            break;
+        };
+        let app = app.clone().layer(Extension(Peer(peer)));
+        match stream {
+            Stream::Tls(stream) => connection(stream, app, permit, &graceful, &tasks),
+            Stream::Plain(stream) => connection(stream, app, permit, &graceful, &tasks),
+            Stream::None => {}
+        }
+    }
+    if tokio::time::timeout(DRAIN, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        warn!("requests were still under way");
+    }
+}
+
+enum Stream {
+    Tls(Box<tokio_rustls::server::TlsStream<tokio::net::TcpStream>>),
+    Plain(tokio::net::TcpStream),
+    None,
+}
+
+fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    app: Router,
+    permit: tokio::sync::OwnedSemaphorePermit,
+    graceful: &GracefulShutdown,
+    tasks: &Tasks,
+) {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HEAD_DEADLINE);
+    let connection = builder
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
+        .into_owned();
+    let watched = graceful.watch(connection);
+    tasks.tracker.spawn(async move {
+        let _permit = permit;
+        if let Err(error) = watched.await {
+            debug!(%error, "a connection broke");
+        }
+    });
+}
