@@ -10,7 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use longshore_protocol::api::CreatedToken;
 
-use crate::{Process, programs, wait::eventually};
+use crate::{Process, process, programs, wait::eventually};
+
+const LOG: &str = "LONGSHORE_AGENT_LOG";
 
 /// The file in which the template's page arrives.
 pub const PAGE: &str = "v1.configmap.hello.page.yaml";
@@ -60,7 +62,8 @@ impl Agent {
             .arg(self.state())
             .args(["--runtime", "directory", "--directory"])
             .arg(self.directory())
-            .args(["--log", "debug", "--log-format", "text"]);
+            .args(["--log-format", "text"])
+            .env(LOG, process::log_filter(LOG, "debug"));
         let log = self.home.join("agent.log");
         let name = format!("longshore-agent {}", self.name);
         self.process = Some(Process::start(&name, &mut command, &log)?);

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{Api, Process, api::OPERATOR, programs, repo, wait::eventually};
+use crate::{Api, Process, api::OPERATOR, process, programs, repo, wait::eventually};
 
 /// How to start a controller.
 #[derive(Clone, Debug, Default)]
@@ -79,12 +79,11 @@ impl Controller {
             .arg(&self.data_dir)
             .args(["--public-listen", &public.to_string()])
             .args(["--edge-listen", &edge.to_string()])
-            .args([
-                "--log",
-                "info,longshore_controller=debug",
-                "--log-format",
-                "text",
-            ])
+            .args(["--log-format", "text"])
+            .env(
+                "LONGSHORE_LOG",
+                process::log_filter("LONGSHORE_LOG", "info,longshore_controller=debug"),
+            )
             .args(&self.options.arguments);
         if let Some(url) = &self.options.database_url {
             command.arg("--database-url").arg(url);
@@ -231,7 +230,7 @@ impl Drop for Controller {
         if self.process.is_none() && !self.quiet {
             eprintln!(
                 "---- longshore-controller (stopped)\n{}",
-                crate::process::tail(&self.log(), 4096)
+                process::tail(&self.log(), 4096)
             );
         }
     }

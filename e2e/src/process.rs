@@ -1,6 +1,7 @@
 //! A process that ends with its owner.
 
 use std::{
+    env,
     fs::{File, OpenOptions},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -156,6 +157,11 @@ impl Drop for Process {
             eprintln!("---- {}\n{}", self.name, tail(&self.log(), SHOWN));
         }
     }
+}
+
+/// What a program logs: what the environment says, or else `usual`.
+pub fn log_filter(variable: &str, usual: &str) -> String {
+    env::var(variable).unwrap_or_else(|_| usual.to_owned())
 }
 
 /// The last lines of `text`, at most `most` bytes.

@@ -120,14 +120,13 @@ impl World {
         Ok(agent)
     }
 
-    /// Gives every enrolled device's folder an overlay of its own, which holds one object `own` with the text
-    /// `content`; returns the commit.
+    /// Gives a device's folder in the working copy an overlay of its own, which holds one object `own` with the
+    /// text `content`.
     ///
     /// # Errors
     /// Where there is no such device.
     pub fn give_own_overlay(&self, device: &str, content: &str) -> Result<()> {
         let copy = self.repo.copy();
-        copy.pull()?;
         let file = format!("devices/{device}/device.yaml");
         let text: String = copy
             .read(&file)?

@@ -1,1 +1,402 @@
-fn main() {}
+//! `scripts/bench`: prints one JSON object per measurement, `{"metric", "value", "unit", "n", "context"}`.
+//!
+//! Absolute times drift with the machine, so what a time is to be compared with is measured in between, in the
+//! same run. Progress goes to stderr.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, Parser, Subcommand};
+use longshore_e2e::{Agent, World, programs, wait::PATIENCE};
+use longshore_protocol::api::Approval;
+use serde_json::{Value, json};
+
+/// Measures the whole system with real processes on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "scripts/bench")]
+struct Arguments {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Debug, Subcommand)]
+enum Benchmark {
+    /// From `git push` to applied on the one device that it changes, and what it costs
+    Latency(Latency),
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+struct Latency {
+    /// How many pushes
+    #[arg(long, default_value_t = 60)]
+    pushes: usize,
+    /// How many devices, of which each push changes one
+    #[arg(long, default_value_t = 6)]
+    devices: usize,
+    /// How many objects each device has
+    #[arg(long, default_value_t = 20)]
+    objects: usize,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Benchmark::Latency(latency) = Arguments::parse().benchmark;
+    match latency.run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("scripts/bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The times of one push, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+struct Push {
+    /// Until `git push` returned.
+    returned: f64,
+    /// Until the device's file had the change.
+    applied: f64,
+    /// A plain `kustomize build` of the same overlay, right afterwards.
+    build: f64,
+}
+
+impl Latency {
+    async fn run(self) -> Result<()> {
+        ensure!(
+            self.pushes > 0 && self.devices > 1 && self.objects > 1,
+            "too little to measure"
+        );
+        let report = Report::new(&self);
+        say("starting a controller and its devices");
+        let mut world = World::start().await?;
+        let mut agents = self.enroll(&world).await?;
+        let pushes = self.pushes(&world, &agents).await?;
+        Self::times(&report, &pushes)?;
+        self.costs(&report, &world, &agents).await?;
+        Self::footprint(&report, &mut world, &mut agents).await?;
+        for agent in &mut agents {
+            agent.stop().await?;
+        }
+        world.controller.stop().await?;
+        world.controller.be_quiet();
+        Ok(())
+    }
+
+    /// Devices, each with an overlay of its own.
+    async fn enroll(&self, world: &World) -> Result<Vec<Agent>> {
+        let token = world.api.create_token(Approval::Automatic).await?;
+        let mut agents = Vec::new();
+        for n in 0..self.devices {
+            agents.push(world.agent(&name(n), &token)?);
+        }
+        for agent in &agents {
+            world.api.in_sync(agent.name()).await?;
+        }
+        let copy = world.repo.copy();
+        copy.pull()?;
+        for n in 0..self.devices {
+            world.give_own_overlay(&name(n), "start")?;
+            let mut kustomization = "resources:\n  - own.yaml\n".to_owned();
+            for object in 1..self.objects {
+                let file = format!("part-{object}.yaml");
+                copy.write(&format!("devices/{}/{file}", name(n)), part(object))?;
+                kustomization.extend(["  - ", &file, "\n"]);
+            }
+            copy.write(
+                &format!("devices/{}/kustomization.yaml", name(n)),
+                kustomization,
+            )?;
+        }
+        copy.publish("Overlays of their own")?;
+        for agent in &agents {
+            agent.shows(longshore_e2e::world::OWN, "start").await?;
+            world.api.in_sync(agent.name()).await?;
+        }
+        Ok(agents)
+    }
+
+    async fn pushes(&self, world: &World, agents: &[Agent]) -> Result<Vec<Push>> {
+        let mut pushes = Vec::new();
+        // The first ones warm the machine up.
+        for round in 0..self.pushes + 3 {
+            let agent = agents.get(round % agents.len()).context("a device")?;
+            let marker = format!("push {round}.");
+            let own = format!("devices/{}/own.yaml", agent.name());
+            let copy = world.repo.copy();
+            copy.write(&own, longshore_e2e::world::own_object(&marker))?;
+            copy.commit(&marker)?;
+            let begun = Instant::now();
+            copy.push()?;
+            let returned = milliseconds(begun.elapsed());
+            arrives(agent, &marker).await?;
+            let applied = milliseconds(begun.elapsed());
+            world.api.in_sync(agent.name()).await?;
+            let build = build(world, agent.name())?;
+            if round >= 3 {
+                pushes.push(Push {
+                    returned,
+                    applied,
+                    build,
+                });
+            }
+            if round % 10 == 9 {
+                say(&format!("{} of {} pushes", round + 1, self.pushes + 3));
+            }
+        }
+        Ok(pushes)
+    }
+
+    fn times(report: &Report, pushes: &[Push]) -> Result<()> {
+        let sorted = |value: fn(&Push) -> f64| {
+            let mut values: Vec<_> = pushes.iter().map(value).collect();
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        let n = pushes.len();
+        let whole = sorted(|push| push.applied);
+        let after = sorted(|push| push.applied - push.returned);
+        let build = sorted(|push| push.build);
+        let overhead = sorted(|push| push.applied - push.build);
+        for (metric, values) in [
+            ("commit_to_applied", &whole),
+            ("push_returned_to_applied", &after),
+            ("git_push", &sorted(|push| push.returned)),
+            ("kustomize_build", &build),
+            ("commit_to_applied_minus_build", &overhead),
+            (
+                "push_returned_to_applied_minus_build",
+                &sorted(|push| push.applied - push.returned - push.build),
+            ),
+        ] {
+            report.line(&format!("{metric}_median"), quantile(values, 0.5)?, "ms", n)?;
+            report.line(&format!("{metric}_p99"), quantile(values, 0.99)?, "ms", n)?;
+        }
+        let ratio = quantile(&whole, 0.5)? / quantile(&build, 0.5)?;
+        report.line("commit_to_applied_per_kustomize_build", ratio, "ratio", n)
+    }
+
+    /// What a commit costs that changes nothing, and one that changes one field.
+    async fn costs(&self, report: &Report, world: &World, agents: &[Agent]) -> Result<()> {
+        say("a commit that no device reads, and one that changes one field");
+        let copy = world.repo.copy();
+        let before = world.api.metrics().await?;
+        copy.write("README.md", "# Nothing that a device reads\n")?;
+        let commit = copy.publish("Change nothing")?;
+        world.api.sees(&commit).await?;
+        // Whatever it may have set off gets the time to happen.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let after = world.api.metrics().await?;
+        let difference = |name| after.value(name) - before.value(name);
+        report.line(
+            "unread_commit_renders",
+            difference("renders_total"),
+            "builds",
+            1,
+        )?;
+        report.line(
+            "unread_commit_bytes",
+            difference("manifest_bytes_total"),
+            "B",
+            1,
+        )?;
+
+        let agent = agents.first().context("a device")?;
+        let before = world.api.metrics().await?;
+        let own = format!("devices/{}/own.yaml", agent.name());
+        copy.write(&own, longshore_e2e::world::own_object("one field"))?;
+        copy.publish("Change one field")?;
+        arrives(agent, "one field").await?;
+        world.api.in_sync(agent.name()).await?;
+        let after = world.api.metrics().await?;
+        let delta = after.value("manifest_bytes_total") - before.value("manifest_bytes_total");
+        let manifests = world.api.manifests(agent.name()).await?;
+        let full: usize = manifests
+            .objects
+            .iter()
+            .map(|it| it.object.to_string().len())
+            .sum();
+        #[expect(clippy::cast_precision_loss, reason = "manifests are small")]
+        let full = full as f64;
+        let n = manifests.objects.len();
+        report.line("one_field_change_bytes", delta, "B", n)?;
+        report.line("full_manifests_bytes", full, "B", n)?;
+        report.line("one_field_change_share", delta / full, "ratio", n)
+    }
+
+    async fn footprint(report: &Report, world: &mut World, agents: &mut [Agent]) -> Result<()> {
+        say("memory and sizes");
+        // Idle: nothing happens for as long as it takes an allocator to give back what it will.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let mut resident = Vec::new();
+        for agent in &mut *agents {
+            resident.push(mebibytes(agent.process()?.resident_memory()?));
+        }
+        resident.sort_by(f64::total_cmp);
+        report.line(
+            "agent_resident_memory_median",
+            quantile(&resident, 0.5)?,
+            "MiB",
+            agents.len(),
+        )?;
+        report.line(
+            "agent_resident_memory_max",
+            quantile(&resident, 1.0)?,
+            "MiB",
+            agents.len(),
+        )?;
+        let controller = world.controller.process()?.resident_memory()?;
+        report.line(
+            "controller_resident_memory",
+            mebibytes(controller),
+            "MiB",
+            1,
+        )?;
+        for program in ["longshore-agent", "longshore-controller", "longshore"] {
+            let size = fs::metadata(programs::find(program)?)
+                .context(program)?
+                .len();
+            let metric = format!("{}_binary_size", program.replace('-', "_"));
+            report.line(&metric, mebibytes(size), "MiB", 1)?;
+        }
+        Ok(())
+    }
+}
+
+fn name(n: usize) -> String {
+    format!("store-{n:04}")
+}
+
+/// An object as devices have them, of some 600 bytes.
+fn part(n: usize) -> String {
+    format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: part-{n}\n  namespace: own\n  labels:\n    app: part-{n}\nspec:\n  \
+         replicas: 1\n  selector:\n    matchLabels:\n      app: part-{n}\n  template:\n    metadata:\n      labels:\n        app: part-{n}\n    \
+         spec:\n      containers:\n        - name: main\n          image: registry.example/part-{n}:1.0.0\n          env:\n            \
+         - name: MODE\n              value: production\n          resources:\n            requests:\n              cpu: 10m\n              \
+         memory: 16Mi\n            limits:\n              memory: 64Mi\n"
+    )
+}
+
+/// Waits until the device's own object has the text, looking every half of a millisecond.
+async fn arrives(agent: &Agent, text: &str) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if agent
+            .manifest(longshore_e2e::world::OWN)
+            .is_ok_and(|file| file.contains(text))
+        {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < end,
+            "`{text}` does not arrive at {}",
+            agent.name()
+        );
+        tokio::time::sleep(Duration::from_micros(500)).await;
+    }
+}
+
+/// A plain `kustomize build` with the environment that the controller gives it, in milliseconds.
+fn build(world: &World, device: &str) -> Result<f64> {
+    let overlay = world.repo.copy().path().join("devices").join(device);
+    let mut command = Command::new("kustomize");
+    command
+        .arg("build")
+        .arg(overlay)
+        .env_clear()
+        .envs([
+            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+            ("HOME", "/nonexistent"),
+        ])
+        .envs([("GOMAXPROCS", "1"), ("GOGC", "off")])
+        .stdout(Stdio::piped());
+    let begun = Instant::now();
+    let output = command.output().context("start kustomize")?;
+    let took = milliseconds(begun.elapsed());
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(took)
+}
+
+/// The value below which this share of the sorted values lies (nearest rank).
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "there are few values"
+)]
+fn quantile(sorted: &[f64], share: f64) -> Result<f64> {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted
+        .get(rank.saturating_sub(1))
+        .copied()
+        .context("no values")
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^52")]
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn say(text: &str) {
+    eprintln!("bench: {text}");
+}
+
+/// Writes the lines.
+struct Report {
+    context: Value,
+}
+
+impl Report {
+    fn new(latency: &Latency) -> Self {
+        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpu
+            .lines()
+            .find_map(|line| line.strip_prefix("model name"))
+            .map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']));
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let profile = if cfg!(debug_assertions) {
+            "dev"
+        } else {
+            "release"
+        };
+        let context = json!({
+            "cores": cores,
+            "cpu": model,
+            "kernel": kernel.trim(),
+            "profile": profile,
+            "devices": latency.devices,
+            "objects": latency.objects,
+        });
+        Self { context }
+    }
+
+    fn line(&self, metric: &str, value: f64, unit: &str, n: usize) -> Result<()> {
+        let value = (value * 1000.0).round() / 1000.0;
+        let line: BTreeMap<_, Value> = [
+            ("metric", json!(metric)),
+            ("value", json!(value)),
+            ("unit", json!(unit)),
+            ("n", json!(n)),
+            ("context", self.context.clone()),
+        ]
+        .into();
+        let mut out = io::stdout().lock();
+        writeln!(out, "{}", json!(line)).context("write to stdout")
+    }
+}

@@ -144,8 +144,9 @@ async fn held_removals_are_forgotten_when_the_commit_is_undone() -> Result<()> {
 async fn an_empty_render_is_a_removal_too() -> Result<()> {
     let world = World::start().await?;
     let agent = world.enrolled("store-0001").await?;
-    world.give_own_overlay("store-0001", "something")?;
     let copy = world.repo.copy();
+    copy.pull()?;
+    world.give_own_overlay("store-0001", "something")?;
     copy.replace("fleet.yaml", BRANCH_GUARD, "    maxDecommission: 0")?;
     copy.publish("An overlay of its own")?;
     agent.shows(OWN, "something").await?;

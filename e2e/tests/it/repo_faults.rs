@@ -35,6 +35,7 @@ impl Ward {
         for name in ["good", "bad"] {
             world.api.in_sync(name).await?;
         }
+        world.repo.copy().pull()?;
         world.give_own_overlay("good", "well 0")?;
         world.give_own_overlay("bad", "last good")?;
         let well = world.repo.copy().publish("Overlays of their own")?;
@@ -191,14 +192,14 @@ async fn a_bad_device_file_holds_back_that_device_alone() -> Result<()> {
     .await?;
     ward.trouble(
         "no overlay at all",
-        |copy| copy.git(["rm", "-q", KUSTOMIZATION]).map(drop),
+        |copy| copy.git(["rm", "-qf", KUSTOMIZATION]).map(drop),
         YAML,
         "no manifests",
     )
     .await?;
     let overlay = |overlay: &'static str| {
         move |copy: &WorkingCopy| {
-            copy.git(["rm", "-q", KUSTOMIZATION])?;
+            copy.git(["rm", "-qf", KUSTOMIZATION])?;
             copy.write(YAML, copy.read(YAML)? + &format!("  overlay: {overlay}\n"))
         }
     };
@@ -408,7 +409,7 @@ async fn a_broken_fleet_file_changes_nothing() -> Result<()> {
         (before.clone() + "  colour: blue\n", "colour"),
         (
             before.replace("maxDecommission: 5", "maxDecommission: -1"),
-            "fleet.yaml:9: ",
+            "fleet.yaml:10: ",
         ),
     ] {
         copy.write("fleet.yaml", text)?;
@@ -482,7 +483,7 @@ async fn a_build_that_misbehaves_is_ended() -> Result<()> {
         "a build that floods its output",
         misbehaves("flood"),
         "devices/bad",
-        "output",
+        "printed more",
     )
     .await?;
     ward.trouble(

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::StatusCode;
 use longshore_e2e::{
-    Api, ControllerOptions, World, WorldOptions, agent::PAGE, api::condition, eventually,
+    Api, ControllerOptions, Metrics, World, WorldOptions, agent::PAGE, api::condition, eventually,
 };
 use longshore_protocol::{
     ConditionStatus,
@@ -161,10 +161,31 @@ async fn a_commit_that_no_device_reads_costs_nothing() -> Result<()> {
         after.manifest_bytes() == before.manifest_bytes(),
         "no byte: {before:?} {after:?}"
     );
+    ensure!(
+        sent(&after) == sent(&before),
+        "no message: {before:?} {after:?}"
+    );
     let now = world.api.device("store-0001").await?;
     ensure!(now.desired.map(|it| it.generation) == device.desired.map(|it| it.generation));
     ensure!(agent.manifest(PAGE)?.contains("Welcome to Our shop"));
+
+    // Had it set anything off that took longer, it would be counted by now, after the next commit.
+    copy.replace("groups/kiosk/page.yaml", "Welcome to", "Something for")?;
+    copy.publish("Something for store-0001")?;
+    agent.page_shows("Something for Our shop").await?;
+    world.api.in_sync("store-0001").await?;
+    let last = world.api.metrics().await?;
+    ensure!(
+        last.renders() == before.renders() + 1,
+        "{before:?} {last:?}"
+    );
+    ensure!(sent(&last) == sent(&before) + 1, "{before:?} {last:?}");
     Ok(())
+}
+
+/// How often anything was sent to devices.
+fn sent(metrics: &Metrics) -> u64 {
+    metrics.count("deltas_total") + metrics.count("offers_total")
 }
 
 #[tokio::test]
