@@ -20,9 +20,11 @@
 
 pub mod control;
 pub mod device;
+mod holding;
 
 pub use control::ControlSession;
-pub use device::{DeviceSession, Holding};
+pub use device::DeviceSession;
+pub use holding::Holding;
 
 /// After how long without an answer a machine repeats itself on `Tick`, in milliseconds.
 pub const RESEND_AFTER_MS: u64 = 10_000;
