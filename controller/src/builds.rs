@@ -123,6 +123,10 @@ impl Builds {
     }
 
     async fn build(&self, key: Key, closure: Arc<Closure>, tree: Arc<dyn Tree>) {
+        if self.is_known(&key).await {
+            // It ended between the asker's look into the store and its asking.
+            return self.finish(&key, None);
+        }
         let started = Instant::now();
         let result = self.render.render(&tree, &closure).await;
         let elapsed = started.elapsed();
@@ -149,6 +153,15 @@ impl Builds {
             }
         };
         self.finish(&key, failure);
+    }
+
+    async fn is_known(&self, (tenant, input): &Key) -> bool {
+        let look = async {
+            let mut db = self.store.read().await?;
+            content::builds(&mut db, tenant, &[*input]).await
+        };
+        // A store that does not answer now is asked again when the build is to be remembered.
+        look.await.is_ok_and(|builds| !builds.is_empty())
     }
 
     async fn remember(

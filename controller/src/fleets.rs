@@ -93,7 +93,7 @@ impl Fleets {
 
     /// Follows a fleet until [`Self::leave`] or the shutdown.
     pub async fn follow(&self, fleet: &Fleet) -> Result<(), GitError> {
-        let directory = self.mirror_directory(&fleet.id);
+        let directory = self.mirror_directory(fleet);
         let mirror = Mirror::open(directory, fleet).await?;
         let local = fleet.trusted.then(|| local_path(&fleet.repo)).flatten();
         let (found, observation) = watch::channel(Observation::default());
@@ -154,8 +154,8 @@ impl Fleets {
     }
 
     /// Follows a fleet no longer. Its mirror is deleted.
-    pub fn leave(&self, fleet: &FleetId) {
-        if let Some(followed) = self.followed().remove(fleet) {
+    pub fn leave(&self, fleet: &Fleet) {
+        if let Some(followed) = self.followed().remove(&fleet.id) {
             followed.stop.cancel();
         }
         let directory = self.mirror_directory(fleet);
@@ -202,9 +202,10 @@ impl Fleets {
             .map(|followed| followed.branches.clone())
     }
 
-    fn mirror_directory(&self, fleet: &FleetId) -> PathBuf {
-        let name = format!("{}.git", fleet.name);
-        self.directory.join(fleet.tenant.as_str()).join(name)
+    /// A fleet that is made again under an old name must not find the old one's mirror.
+    fn mirror_directory(&self, fleet: &Fleet) -> PathBuf {
+        let name = format!("{}-{}.git", fleet.id.name, fleet.created_at);
+        self.directory.join(fleet.id.tenant.as_str()).join(name)
     }
 
     fn followed(&self) -> std::sync::MutexGuard<'_, HashMap<FleetId, Followed>> {

@@ -132,7 +132,7 @@ pub(super) async fn remove(
     let gone: Vec<_> = devices::list(&mut db, &fleet.id).await?;
     fleets::delete(&mut db, &fleet.id).await?;
     db.commit().await?;
-    api.fleets.leave(&fleet.id);
+    api.fleets.leave(&fleet);
     api.hub.poke(gone.iter().map(|view| &view.device.id));
     Ok(StatusCode::NO_CONTENT)
 }

@@ -5,7 +5,11 @@
 //! tracked branch, all in one commit; branches of devices that no longer wait are deleted, and so are folders
 //! of devices that an operator decommissioned. Each push is conditional, so a lost race is only a later pass.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use longshore_fleet::{RepoPath, Tree as _, device_yaml};
 use longshore_protocol::{
@@ -108,7 +112,8 @@ impl Branches {
         let tokens = tokens::list(&mut db, &self.fleet).await?;
         drop(db);
         let tokens: HashMap<_, _> = tokens.iter().map(|token| (&token.id, token)).collect();
-        let (mut automatic, mut pending, mut to_delete) = (Vec::new(), HashMap::new(), Vec::new());
+        let (mut automatic, mut to_delete) = (Vec::new(), Vec::new());
+        let (mut pending, mut active) = (HashMap::new(), HashSet::new());
         for view in &devices {
             let device = &view.device;
             match device.state {
@@ -119,15 +124,21 @@ impl Branches {
                             automatic.push((device, *token));
                         }
                         Some(token) if !device.branch_pushed => {
-                            self.branch(&refs, device, token).await?;
+                            self.try_branch(&refs, device, token).await;
                         }
                         _ => {}
                     }
                 }
+                DeviceState::Active => {
+                    active.insert(&device.name);
+                }
                 DeviceState::Decommissioned if device.folder_to_delete => to_delete.push(device),
-                _ => {}
+                DeviceState::Decommissioned | DeviceState::Rejected => {}
             }
         }
+        // The name may have a new owner already, whose folder it then is.
+        to_delete
+            .retain(|device| !pending.contains_key(&device.name) && !active.contains(&device.name));
         let mut pushed = self.commit_automatic(&refs, &automatic).await?;
         pushed |= self.delete_folders(&refs, &to_delete).await?;
         for (name, tip) in &refs.enrollment {
@@ -143,6 +154,17 @@ impl Branches {
             self.source.notify_one();
         }
         Ok(())
+    }
+
+    /// Pushes the branch of a device; where that fails, the others go on.
+    async fn try_branch(&self, refs: &Refs, device: &Device, token: &Token) {
+        if let Err(error) = self.branch(refs, device, token).await {
+            warn!(
+                device = %device.name,
+                error = &error as &dyn std::error::Error,
+                "the enrollment branch could not be pushed; this will be tried again"
+            );
+        }
     }
 
     /// Pushes the branch of a device that has none.
@@ -187,7 +209,7 @@ impl Branches {
             .copied()
             .partition(|(device, _)| !matches!(tree.entry(&self.folder(device)), Ok(None)));
         for (device, token) in taken {
-            self.branch(refs, device, token).await?;
+            self.try_branch(refs, device, token).await;
         }
         if devices.is_empty() {
             return Ok(false);
@@ -217,7 +239,7 @@ impl Branches {
                     "the tracked branch refuses enrollments; they wait on branches instead"
                 );
                 for (device, token) in &devices {
-                    self.branch(refs, device, token).await?;
+                    self.try_branch(refs, device, token).await;
                 }
                 Ok(false)
             }
