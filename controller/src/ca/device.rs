@@ -183,4 +183,45 @@ mod tests {
         let problem = open(&not_ca, NOW).unwrap_err();
         assert!(problem.contains("CA:TRUE"), "{problem}");
     }
+
+    #[test]
+    fn a_supplied_authority_is_taken_over_when_its_files_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let authority = |name: &str| {
+            Ca::open(&at(name), None, "example.org", NOW).unwrap();
+            ["intermediate.pem", "intermediate-key.pem", "root.pem"]
+                .map(|file| at(name).join("ca").join(file))
+        };
+        let [chain, key, root] = authority("used");
+        let next = authority("next");
+        let supplied = super::super::Supplied {
+            chain: chain.clone(),
+            key,
+            root,
+        };
+        let ca = Ca::open(&at("unused"), Some(supplied.clone()), "example.org", NOW).unwrap();
+        let before = ca.fingerprint();
+        assert!(!ca.reload(NOW).unwrap(), "nothing changed");
+
+        let later = |file: &std::path::Path, seconds| {
+            let modified = std::time::SystemTime::now() + std::time::Duration::from_secs(seconds);
+            std::fs::File::options()
+                .write(true)
+                .open(file)
+                .unwrap()
+                .set_modified(modified)
+                .unwrap();
+        };
+        std::fs::copy(&next[0], &chain).unwrap();
+        later(&chain, 10);
+        assert!(ca.reload(NOW).is_err(), "the chain is new, its key is not");
+        assert_eq!(ca.fingerprint(), before, "the old authority stays");
+
+        std::fs::copy(&next[1], &supplied.key).unwrap();
+        std::fs::copy(&next[2], &supplied.root).unwrap();
+        later(&supplied.root, 20);
+        assert!(ca.reload(NOW).unwrap());
+        assert_ne!(ca.fingerprint(), before);
+    }
 }
