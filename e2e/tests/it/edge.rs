@@ -1,15 +1,20 @@
 //! Who gets a session: only the active device to which both the certificate and the token belong.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use futures_util::{SinkExt as _, StreamExt as _};
 use longshore_e2e::{
     Candidate, World,
     edge::{self, Attempt, Identity, certificates, closed},
     eventually,
     pki::{Authority, Leaf},
 };
-use longshore_protocol::api::{Approval, DeviceState, EnrollApproved};
-use rustls_pki_types::CertificateDer;
+use longshore_protocol::{
+    api::{Approval, DeviceState, EnrollApproved},
+    message::{ControlMessage, DeviceMessage, Hello},
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use time::Duration;
+use tokio_tungstenite::tungstenite::Message;
 
 struct Two {
     world: World,
@@ -184,4 +189,96 @@ async fn a_second_connection_takes_over() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Sends a message, and waits for the first answer that `wanted` picks.
+async fn ask<T>(
+    session: &mut edge::Session,
+    message: &DeviceMessage,
+    wanted: impl Fn(ControlMessage) -> Option<T>,
+) -> Result<T> {
+    session.send(Message::binary(message.encode())).await?;
+    let answer = async {
+        while let Some(frame) = session.next().await {
+            if let Message::Binary(frame) = frame?
+                && let Some(message) = ControlMessage::decode(&frame)?
+                && let Some(answer) = wanted(message)
+            {
+                return Ok(answer);
+            }
+        }
+        anyhow::bail!("the session ended")
+    };
+    tokio::time::timeout(longshore_e2e::wait::PATIENCE, answer)
+        .await
+        .context("no answer")?
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_over_the_session() -> Result<()> {
+    let two = Two::devices().await?;
+    let chain = certificates(&two.mine.1.certificate_chain)?;
+    let token = Some(two.mine.1.device_token.as_str());
+    let Attempt::Open(mut session) = two.connect(chain, &two.mine.0, token).await? else {
+        anyhow::bail!("the device does not get in")
+    };
+    let hello = DeviceMessage::Hello(Hello {
+        agent_version: "0".to_owned(),
+        runtime: "directory".to_owned(),
+        ..Hello::default()
+    });
+    let welcomed = |message| matches!(message, ControlMessage::Welcome { .. }).then_some(());
+    ask(&mut session, &hello, welcomed).await?;
+
+    // A fresh key, as a renewal has it.
+    let fresh = Candidate::new("mine")?;
+    let csr =
+        rustls_pki_types::CertificateSigningRequestDer::from_pem_slice(fresh.csr()?.as_bytes())?;
+    let renew = DeviceMessage::Renew {
+        csr: csr.as_ref().to_vec(),
+    };
+    let answered = |message| match message {
+        ControlMessage::Certificate(answer) => Some(answer),
+        _ => None,
+    };
+    let renewed = ask(&mut session, &renew, answered).await?;
+    let renewed = renewed.map_err(anyhow::Error::msg)?;
+    ensure!(renewed.len() >= 2, "leaf and issuer");
+    let chain: Vec<_> = renewed.into_iter().map(CertificateDer::from).collect();
+    let attempt = two.connect(chain.clone(), &fresh, token).await?;
+    ensure!(
+        !attempt.is_refused(),
+        "the new certificate works: {attempt:?}"
+    );
+    let attempt = two
+        .connect(chain, &fresh, Some(&two.theirs.1.device_token))
+        .await?;
+    ensure!(
+        matches!(attempt, Attempt::Refused(401)),
+        "for nobody else: {attempt:?}"
+    );
+
+    // Nonsense is answered, and costs nobody the session.
+    let Attempt::Open(mut session) = two
+        .connect(
+            certificates(&two.mine.1.certificate_chain)?,
+            &two.mine.0,
+            token,
+        )
+        .await?
+    else {
+        anyhow::bail!("the old certificate works until it expires")
+    };
+    ask(&mut session, &hello, welcomed).await?;
+    let refused = ask(
+        &mut session,
+        &DeviceMessage::Renew { csr: vec![0; 100] },
+        answered,
+    )
+    .await?;
+    ensure!(refused.is_err(), "nonsense is signed");
+    ask(&mut session, &renew, answered)
+        .await?
+        .map_err(anyhow::Error::msg)?;
+    Ok(())
 }

@@ -331,3 +331,37 @@ async fn drift_on_the_device_is_repaired() -> Result<()> {
     })
     .await
 }
+
+#[tokio::test]
+async fn an_operator_sees_what_a_commit_would_change() -> Result<()> {
+    let world = World::start().await?;
+    let _agent = world.enrolled("store-0001").await?;
+    let copy = world.repo.copy();
+    copy.pull()?;
+    let path = copy.path().display().to_string();
+    let diff = ["diff", "store-0001", "--repo", &path];
+    let same = world.cli(&diff).await?;
+    ensure!(same.code == 0, "{same:?}");
+    copy.replace("groups/kiosk/page.yaml", "Welcome to", "Perhaps at")?;
+    let differs = world.cli(&diff).await?;
+    ensure!(differs.code == 1, "{differs:?}");
+    let (minus, plus) = (
+        "-    <h1>Welcome to Our shop</h1>",
+        "+    <h1>Perhaps at Our shop</h1>",
+    );
+    ensure!(
+        differs.stdout.contains(minus) && differs.stdout.contains(plus),
+        "{}",
+        differs.stdout
+    );
+    let rendered = world
+        .cli(&["render", "store-0001", "--repo", &path])
+        .await?
+        .success()?;
+    ensure!(
+        rendered.stdout.contains("Perhaps at Our shop"),
+        "{}",
+        rendered.stdout
+    );
+    Ok(())
+}

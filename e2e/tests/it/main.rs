@@ -17,5 +17,6 @@ mod journey;
 mod removals;
 mod repo_faults;
 mod restarts;
+mod settings;
 mod sources;
 mod tenants;

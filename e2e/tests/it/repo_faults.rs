@@ -316,8 +316,8 @@ async fn a_bad_overlay_holds_back_that_device_alone() -> Result<()> {
                 "apiVersion: x.example/v1\nkind: Gen\nmetadata:\n  name: g\n  annotations:\n    config.kubernetes.io/function: |\n      exec: {path: ./run}\n",
             )
         },
-        "devices/bad/",
-        "",
+        "devices/bad/plugin.yaml:1: ",
+        "plugin",
     )
     .await?;
     ward.trouble(
@@ -471,7 +471,7 @@ fn misbehaves(how: &'static str) -> impl FnOnce(&WorkingCopy) -> Result<()> {
 
 #[tokio::test]
 async fn a_build_that_misbehaves_is_ended() -> Result<()> {
-    let mut ward = Ward::new(stubbed("2s")?).await?;
+    let mut ward = Ward::new(stubbed("longer than 2 s")?).await?;
     ward.trouble(
         "a build that fails",
         misbehaves("fail"),
@@ -490,14 +490,14 @@ async fn a_build_that_misbehaves_is_ended() -> Result<()> {
         "a build that eats memory",
         misbehaves("eat"),
         "devices/bad",
-        "",
+        "killed by signal",
     )
     .await?;
     ward.trouble(
         "a build that hangs",
         misbehaves("hang"),
         "devices/bad",
-        "2s",
+        "longer than 2 s",
     )
     .await?;
     ward.recovers().await

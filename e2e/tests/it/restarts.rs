@@ -147,3 +147,39 @@ async fn a_damaged_ledger_is_set_aside_and_resynced() -> Result<()> {
     ensure!(world.api.metrics().await?.count("offers_total") >= 1);
     Ok(())
 }
+
+/// Whatever happened meanwhile, only the last state counts, and it comes at once.
+#[tokio::test]
+async fn a_device_that_was_away_catches_up() -> Result<()> {
+    let world = World::start().await?;
+    let mut agent = world.enrolled("store-0001").await?;
+    agent.stop().await?;
+    let before = world.api.metrics().await?;
+    let copy = world.repo.copy();
+    let mut heading = "Welcome to".to_owned();
+    for text in ["First at", "Second at", "Third at"] {
+        copy.pull()?;
+        copy.replace("groups/kiosk/page.yaml", &heading, text)?;
+        let commit = copy.publish(text)?;
+        text.clone_into(&mut heading);
+        eventually("the new desired state", async || {
+            let desired = world.api.device("store-0001").await?.desired;
+            ensure!(desired.is_some_and(|it| it.revision == commit));
+            Ok(())
+        })
+        .await?;
+    }
+    ensure!(agent.manifest(PAGE)?.contains("Welcome to Our shop"));
+    agent.start_again()?;
+    agent.page_shows("Third at Our shop").await?;
+    world.api.in_sync("store-0001").await?;
+    let after = world.api.metrics().await?;
+    let sent = |metrics: &longshore_e2e::Metrics| {
+        metrics.count("deltas_total") + metrics.count("offers_total")
+    };
+    ensure!(
+        sent(&after) == sent(&before) + 1,
+        "one message, not three: {after:?}"
+    );
+    Ok(())
+}
