@@ -11,6 +11,7 @@
 )]
 
 mod chaos;
+mod demo;
 mod edge;
 mod enrolling;
 mod journey;

@@ -471,7 +471,7 @@ fn misbehaves(how: &'static str) -> impl FnOnce(&WorkingCopy) -> Result<()> {
 
 #[tokio::test]
 async fn a_build_that_misbehaves_is_ended() -> Result<()> {
-    let mut ward = Ward::new(stubbed("longer than 2 s")?).await?;
+    let mut ward = Ward::new(stubbed("2s")?).await?;
     ward.trouble(
         "a build that fails",
         misbehaves("fail"),
