@@ -13,13 +13,14 @@ pub mod fleets;
 pub mod tenants;
 pub mod tokens;
 
-use std::{path::Path, str::FromStr, sync::Once, time::Duration};
+use std::{fmt::Write as _, path::Path, str::FromStr, sync::Once, time::Duration};
 
+use longshore_protocol::Generation;
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
     Any, AnyConnection, AnyPool, SqlSafeStr, Transaction,
     any::{AnyPoolOptions, install_default_drivers},
-    migrate::{Migration, MigrationType, Migrator},
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 
 /// How many rows one bulk statement writes: with at most sixteen columns, within both engines' limits.
@@ -58,7 +59,15 @@ pub enum StoreError {
     Database(#[source] sqlx::Error),
     /// The schema could not be brought up to date.
     #[error("the database schema could not be migrated")]
-    Migration(#[from] sqlx::migrate::MigrateError),
+    Migration(#[from] MigrateError),
+    /// A newer controller has had the database.
+    #[error(
+        "the database has schema version {version}, which is newer than this controller; start that newer one"
+    )]
+    NewerSchema {
+        /// The version that this controller does not know.
+        version: i64,
+    },
     /// A row holds what this version cannot read.
     #[error("column `{column}` holds `{value}`, which is not valid")]
     Corrupt {
@@ -67,6 +76,9 @@ pub enum StoreError {
         /// Its value, cut.
         value: String,
     },
+    /// No honest device counted so far.
+    #[error("generation {0} is out of range")]
+    GenerationOutOfRange(Generation),
     /// A unique value is taken.
     #[error("it exists already")]
     Duplicate(#[source] sqlx::Error),
@@ -95,10 +107,15 @@ pub struct Store {
 }
 
 impl Store {
-    /// The embedded store in `directory`.
+    /// The embedded store in `directory`, which exists.
     pub async fn embedded(directory: &Path) -> Result<Self, StoreError> {
+        // In a URL, a relative path's first folder would be a host, and dots would be resolved by text.
+        let directory = match tokio::fs::canonicalize(directory).await {
+            Ok(directory) => directory,
+            Err(error) => return Err(StoreError::Database(error.into())),
+        };
         let file = directory.join("longshore.db");
-        Self::open(&format!("sqlite://{}?mode=rwc", file.display())).await
+        Self::open(&format!("sqlite://{}?mode=rwc", in_url(&file))).await
     }
 
     /// The store at `url`, with its schema brought up to date.
@@ -137,8 +154,10 @@ impl Store {
             .connect(url)
             .await
             .map_err(StoreError::Database)?;
-        migrator(engine).run(&pool).await?;
-        Ok(Self { pool, engine })
+        match migrator(engine).run(&pool).await {
+            Err(MigrateError::VersionMissing(version)) => Err(StoreError::NewerSchema { version }),
+            done => Ok(done.map(|()| Self { pool, engine })?),
+        }
     }
 
     /// Which database it is.
@@ -187,6 +206,21 @@ fn migrator(engine: Engine) -> Migrator {
         migrations,
         ..Migrator::DEFAULT
     }
+}
+
+/// A path as it stands in a URL.
+fn in_url(path: &Path) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
+    let mut text = String::new();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        if is_plain(*byte) {
+            text.push(char::from(*byte));
+        } else {
+            // Writing to a `String` cannot fail.
+            let _ok = write!(text, "%{byte:02X}");
+        }
+    }
+    text
 }
 
 /// `($1, $2), ($3, $4), …`: placeholders for that many rows of that many columns.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use longshore_fleet::closure::InputKey;
 use longshore_protocol::{Digest, Entry, ManifestSet, Object, TenantName};
 use sqlx::AnyConnection;
+use tracing::warn;
 
 use super::{StoreError, corrupt, from_json, in_chunks, json, parse, placeholders, signed};
 
@@ -80,7 +81,7 @@ pub async fn builds(
     Ok(found)
 }
 
-/// Remembers objects.
+/// Remembers objects. A row that was damaged is mended.
 pub async fn put_objects<'a>(
     db: &mut AnyConnection,
     tenant: &TenantName,
@@ -101,7 +102,8 @@ pub async fn put_objects<'a>(
         |rows| {
             format!(
                 "INSERT INTO objects (tenant, digest, body) VALUES {rows}
-                 ON CONFLICT (tenant, digest) DO NOTHING"
+                 ON CONFLICT (tenant, digest) DO UPDATE SET body = excluded.body
+                 WHERE objects.body <> excluded.body"
             )
         },
         |query, (digest, body)| {
@@ -115,7 +117,7 @@ pub async fn put_objects<'a>(
     Ok(())
 }
 
-/// The objects with these digests. Those that the store does not have are left out.
+/// The objects with these digests. Those that the store does not have, or that are damaged, are left out.
 pub async fn objects(
     db: &mut AnyConnection,
     tenant: &TenantName,
@@ -129,7 +131,7 @@ pub async fn objects(
     let mut found = BTreeMap::new();
     for chunk in unique.chunks(super::ROWS_PER_STATEMENT) {
         let sql = format!(
-            "SELECT body FROM objects WHERE digest IN {} AND tenant = ${}",
+            "SELECT digest, body FROM objects WHERE digest IN {} AND tenant = ${}",
             placeholders(1, chunk.len()),
             chunk.len() + 1
         );
@@ -137,18 +139,30 @@ pub async fn objects(
         for digest in chunk {
             query = query.bind(digest.to_string());
         }
-        let rows: Vec<(Vec<u8>,)> = query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
-        for (body,) in rows {
-            let body = decompress(&body, "objects.body")?;
-            let object = Object::from_canonical(body)
-                .map_err(|error| corrupt("objects.body", &error.to_string()))?;
-            found.insert(object.digest(), object);
+        let rows: Vec<(String, Vec<u8>)> = query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
+        for (digest, body) in rows {
+            match intact(&digest, &body) {
+                Ok(object) => {
+                    found.insert(object.digest(), object);
+                }
+                // Building it again mends it; an error here would hold up the whole fleet.
+                Err(error) => warn!(%tenant, digest, %error, "an object is damaged"),
+            }
         }
     }
     Ok(found)
 }
 
-/// Remembers sets.
+fn intact(digest: &str, body: &[u8]) -> Result<Object, StoreError> {
+    let object = Object::from_canonical(decompress(body, "objects.body")?)
+        .map_err(|error| corrupt("objects.body", &error.to_string()))?;
+    if object.digest() != parse(digest, "objects.digest")? {
+        return Err(corrupt("objects.body", "an object with another digest"));
+    }
+    Ok(object)
+}
+
+/// Remembers sets. A row that was damaged is mended.
 pub async fn put_sets<'a>(
     db: &mut AnyConnection,
     tenant: &TenantName,
@@ -166,7 +180,8 @@ pub async fn put_sets<'a>(
         |rows| {
             format!(
                 "INSERT INTO sets (tenant, digest, entries) VALUES {rows}
-                 ON CONFLICT (tenant, digest) DO NOTHING"
+                 ON CONFLICT (tenant, digest) DO UPDATE SET entries = excluded.entries
+                 WHERE sets.entries <> excluded.entries"
             )
         },
         |query, (digest, body)| {

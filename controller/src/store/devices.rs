@@ -1,6 +1,6 @@
 //! Devices: what they are, what they should run, what they report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use longshore_protocol::{
     Condition, DeviceId, DeviceName, Digest, Generation, TenantName, TokenId,
@@ -351,7 +351,7 @@ pub struct Description {
     pub conditions: Vec<Condition>,
 }
 
-/// Writes descriptions.
+/// Writes descriptions. A device whose new name another living device has, and keeps, keeps its own.
 pub async fn describe(
     db: &mut AnyConnection,
     tenant: &TenantName,
@@ -360,10 +360,10 @@ pub async fn describe(
     in_chunks(
         db,
         descriptions,
-        5,
+        4,
         |rows| {
             format!(
-                "UPDATE devices SET name = v.column3, labels = v.column4, conditions = v.column5
+                "UPDATE devices SET labels = v.column3, conditions = v.column4
                  FROM (VALUES {rows}) AS v
                  WHERE devices.tenant = v.column1 AND devices.id = v.column2"
             )
@@ -372,9 +372,93 @@ pub async fn describe(
             query
                 .bind(tenant.to_string())
                 .bind(row.id.to_string())
-                .bind(row.name.to_string())
                 .bind(json(&row.labels))
                 .bind(json(&row.conditions))
+        },
+    )
+    .await?;
+    let renames = renames(db, tenant, descriptions).await?;
+    // Names change places by way of a name that no device can have.
+    let aside: Vec<_> = renames.iter().map(|(id, _)| (id, id)).collect();
+    set_names(db, tenant, &aside).await?;
+    let names: Vec<_> = renames.iter().map(|(id, name)| (id, name)).collect();
+    set_names(db, tenant, &names).await
+}
+
+/// The devices that get another name, with it.
+async fn renames(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    descriptions: &[Description],
+) -> Result<Vec<(String, String)>, StoreError> {
+    let mut wanted = Vec::new();
+    for chunk in descriptions.chunks(super::ROWS_PER_STATEMENT) {
+        let sql = format!(
+            "SELECT devices.fleet, devices.id, v.column2 FROM (VALUES {}) AS v
+             JOIN devices ON devices.id = v.column1 AND devices.name <> v.column2
+             WHERE devices.tenant = ${}",
+            placeholders(chunk.len(), 2),
+            2 * chunk.len() + 1
+        );
+        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql));
+        for row in chunk {
+            query = query.bind(row.id.as_str()).bind(row.name.as_str());
+        }
+        let rows: Vec<(String, String, String)> =
+            query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
+        wanted.extend(rows);
+    }
+    let mut holders = HashMap::new();
+    for (fleet, _, name) in &wanted {
+        let holder: Option<(String,)> = sqlx::query_as(
+            "SELECT id FROM devices WHERE tenant = $1 AND fleet = $2 AND name = $3
+             AND state IN ('pending', 'active')",
+        )
+        .bind(tenant.as_str())
+        .bind(fleet)
+        .bind(name)
+        .fetch_optional(&mut *db)
+        .await?;
+        if let Some((holder,)) = holder {
+            holders.insert((fleet.clone(), name.clone()), holder);
+        }
+    }
+    // Whoever keeps its name may keep others from getting theirs, and so on.
+    loop {
+        let moving: HashSet<_> = wanted.iter().map(|(_, id, _)| id.clone()).collect();
+        let before = wanted.len();
+        wanted.retain(|(fleet, _, name)| {
+            holders
+                .get(&(fleet.clone(), name.clone()))
+                .is_none_or(|holder| moving.contains(holder))
+        });
+        if wanted.len() == before {
+            break;
+        }
+    }
+    Ok(wanted.into_iter().map(|(_, id, name)| (id, name)).collect())
+}
+
+async fn set_names(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    names: &[(&String, &String)],
+) -> Result<(), StoreError> {
+    in_chunks(
+        db,
+        names,
+        3,
+        |rows| {
+            format!(
+                "UPDATE devices SET name = v.column3 FROM (VALUES {rows}) AS v
+                 WHERE devices.tenant = v.column1 AND devices.id = v.column2"
+            )
+        },
+        |query, (id, name)| {
+            query
+                .bind(tenant.to_string())
+                .bind(id.as_str())
+                .bind(name.as_str())
         },
     )
     .await?;
@@ -529,19 +613,26 @@ pub async fn put_desired(
 }
 
 /// Lifts the generation of a device's desired state above what the device holds.
+///
+/// # Errors
+/// [`StoreError::GenerationOutOfRange`] where that leaves no room to count on.
 pub async fn raise_generation(
     db: &mut AnyConnection,
     tenant: &TenantName,
     device: &DeviceId,
     above: Generation,
 ) -> Result<(), StoreError> {
+    let held = i64::try_from(above.number())
+        .ok()
+        .filter(|held| *held < i64::MAX / 2)
+        .ok_or(StoreError::GenerationOutOfRange(above))?;
     sqlx::query(
         "UPDATE desired SET generation = $3 + 1
          WHERE tenant = $1 AND device = $2 AND generation <= $3",
     )
     .bind(tenant.as_str())
     .bind(device.as_str())
-    .bind(signed(above.number()))
+    .bind(held)
     .execute(db)
     .await?;
     Ok(())

@@ -1,0 +1,36 @@
+//! What the store promises, written once and run on SQLite and on PostgreSQL.
+
+mod content;
+mod database;
+mod devices;
+mod fleets;
+mod plans;
+mod samples;
+mod schema;
+mod tenants;
+mod tokens;
+
+/// Makes a test of each of these contracts for each engine.
+macro_rules! contracts {
+    ($($contract:ident),+ $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $contract() {
+                    let engine = longshore_controller::store::Engine::Sqlite;
+                    crate::store::database::with(engine, super::$contract).await;
+                }
+            )+
+        }
+        mod postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $contract() {
+                    let engine = longshore_controller::store::Engine::Postgres;
+                    crate::store::database::with(engine, super::$contract).await;
+                }
+            )+
+        }
+    };
+}
+pub(crate) use contracts;
