@@ -11,7 +11,7 @@ use longshore_protocol::{
     },
     message::Phase,
 };
-use reqwest::{Certificate, Client, Method, RequestBuilder, StatusCode};
+use reqwest::{Certificate, Client, Method, RequestBuilder, StatusCode, header::RETRY_AFTER};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -38,6 +38,8 @@ pub struct Answer {
     pub status: StatusCode,
     /// The body, whatever it is.
     pub text: String,
+    /// The header `Retry-After`.
+    pub retry_after: Option<String>,
 }
 
 impl Answer {
@@ -112,8 +114,14 @@ impl Api {
     pub async fn send(request: RequestBuilder) -> Result<Answer> {
         let response = request.send().await.context("no answer")?;
         let status = response.status();
+        let retry_after = response.headers().get(RETRY_AFTER);
+        let retry_after = retry_after.map(|value| String::from_utf8_lossy(value.as_bytes()).into());
         let text = response.text().await.context("half an answer")?;
-        Ok(Answer { status, text })
+        Ok(Answer {
+            status,
+            text,
+            retry_after,
+        })
     }
 
     /// Calls the tenant's resource `path`, such as `fleets/example/devices`.

@@ -220,9 +220,10 @@ async fn ten_thousand_wrong_tokens_keep_nobody_out() -> Result<()> {
     let guesses = stream::iter(0..TRIES)
         .map(|n| async move {
             let secret = format!("lst_{n:043}");
-            ask(api, &secret, "guesser", csr, 0)
-                .await
-                .map(|answer| answer.status)
+            let answer = ask(api, &secret, "guesser", csr, 0).await?;
+            let slowed = answer.status == StatusCode::TOO_MANY_REQUESTS;
+            ensure!(slowed == answer.retry_after.is_some(), "{answer:?}");
+            Ok(answer.status)
         })
         .buffer_unordered(32);
     let right = async {

@@ -80,6 +80,7 @@ async fn show(arguments: &Arguments) -> Result<()> {
     agent.stop().await?;
     world.controller.stop().await?;
     world.controller.be_quiet();
+    drop((agent, world));
     stage.line(&stage.dim("stopped; everything was in a temporary directory, which is gone"))?;
     if arguments.once {
         let line = json!({
@@ -309,8 +310,13 @@ async fn next_steps(stage: &Stage, world: &World, agent: &Agent) -> Result<()> {
     stage.suggest(&format!("{longshore} --help"))?;
     stage.line("\n  Add a device, and let it in")?;
     stage.suggest(&format!(
-        "{agent_program} --server {server} --ca-fingerprint {ca_fingerprint} --token {secret} \
-         --name store-0002 --state-dir {joining}/state --directory {joining}/manifests"
+        "{agent_program} --name store-0002 --token {secret} \\"
+    ))?;
+    stage.quote(&format!(
+        "  --server {server} --ca-fingerprint {ca_fingerprint} \\"
+    ))?;
+    stage.quote(&format!(
+        "  --state-dir {joining}/state --directory {joining}/manifests"
     ))?;
     stage.suggest(&format!("{longshore} devices approve store-0002"))?;
     stage.line("")
