@@ -185,11 +185,6 @@ impl Controller {
         &self.data_dir
     }
 
-    /// How it is started; changes count from the next start.
-    pub fn options(&mut self) -> &mut ControllerOptions {
-        &mut self.options
-    }
-
     /// Its public address, `host:port`.
     ///
     /// # Errors

@@ -62,11 +62,6 @@ impl Process {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The file that it prints to.
-    pub fn log_file(&self) -> &Path {
-        &self.log
-    }
-
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()

@@ -1,144 +1,21 @@
 //! Whatever one device's files say, the others go on, and the message says where to look.
 
+mod builds;
+mod ward;
+
 use std::{
     ffi::OsStr,
     fs,
     os::unix::{ffi::OsStrExt as _, fs::symlink},
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use longshore_e2e::{
-    Agent, Candidate, ControllerOptions, WorkingCopy, World, WorldOptions,
-    api::condition,
-    eventually,
-    world::{OWN, kustomize_stub, own_object},
+    WorkingCopy, World, WorldOptions, api::condition, eventually, world::own_object,
 };
-use longshore_protocol::{ConditionStatus, api::Approval};
+use longshore_protocol::ConditionStatus;
 
-/// A repo with a device that stays good and one that gets into trouble; both run something.
-struct Ward {
-    good: Agent,
-    bad: Agent,
-    world: World,
-    /// The commit in which both are well.
-    well: String,
-    count: usize,
-}
-
-impl Ward {
-    async fn new(options: WorldOptions) -> Result<Self> {
-        let world = World::with(options).await?;
-        let token = world.api.create_token(Approval::Automatic).await?;
-        let good = world.agent("good", &token)?;
-        let bad = world.agent("bad", &token)?;
-        for name in ["good", "bad"] {
-            world.api.in_sync(name).await?;
-        }
-        world.repo.copy().pull()?;
-        world.give_own_overlay("good", "well 0")?;
-        world.give_own_overlay("bad", "last good")?;
-        let well = world.repo.copy().publish("Overlays of their own")?;
-        good.shows(OWN, "well 0").await?;
-        bad.shows(OWN, "last good").await?;
-        Ok(Self {
-            world,
-            good,
-            bad,
-            well,
-            count: 0,
-        })
-    }
-
-    /// Breaks the bad device by `change` in the same commit that changes the good one, and checks that the good
-    /// one moves, the bad one stays, and the trouble is told with `place` and `words`.
-    async fn trouble(
-        &mut self,
-        case: &str,
-        change: impl FnOnce(&WorkingCopy) -> Result<()>,
-        place: &str,
-        words: &str,
-    ) -> Result<()> {
-        self.count += 1;
-        let copy = self.world.repo.copy();
-        copy.git(["read-tree", "-u", "--reset", &self.well])?;
-        let marker = format!("well {}", self.count);
-        copy.write("devices/good/own.yaml", own_object(&marker))?;
-        change(copy)?;
-        let commit = copy.publish(case)?;
-        self.good
-            .shows(OWN, &marker)
-            .await
-            .context("the good device goes on")?;
-        let message = eventually("the trouble is told", async || {
-            let device = self.world.api.device("bad").await?;
-            let rendered = condition(&device.conditions, "Rendered")?;
-            ensure!(rendered.status == ConditionStatus::False, "{rendered:?}");
-            ensure!(
-                rendered.message.contains(place),
-                "no `{place}` in: {}",
-                rendered.message
-            );
-            ensure!(
-                rendered.message.contains(words),
-                "no `{words}` in: {}",
-                rendered.message
-            );
-            Ok(rendered.message.clone())
-        })
-        .await?;
-        let fleet = self.world.api.sees(&commit).await?;
-        ensure!(
-            fleet.problems.iter().any(|problem| problem.contains(place)),
-            "no {place} among {:?}",
-            fleet.problems
-        );
-        ensure!(condition(&fleet.conditions, "FleetValid")?.status == ConditionStatus::False);
-        let shown = self
-            .world
-            .cli(&["devices", "show", "bad"])
-            .await?
-            .success()?
-            .stdout;
-        ensure!(
-            shown.contains(place),
-            "`devices show` does not say `{place}`:\n{shown}"
-        );
-        let shown = self
-            .world
-            .cli(&["fleets", "show", "example"])
-            .await?
-            .success()?
-            .stdout;
-        ensure!(
-            shown.contains(place),
-            "`fleets show` does not say `{place}`:\n{shown}"
-        );
-        ensure!(
-            self.bad.manifest(OWN)?.contains("last good"),
-            "the last good state stays"
-        );
-        eprintln!("{case}: {message}");
-        Ok(())
-    }
-
-    /// Both are well again.
-    async fn recovers(&mut self) -> Result<()> {
-        let copy = self.world.repo.copy();
-        copy.git(["read-tree", "-u", "--reset", &self.well])?;
-        copy.write("devices/bad/own.yaml", own_object("mended"))?;
-        copy.publish("Mend it")?;
-        self.bad.shows(OWN, "mended").await?;
-        eventually("no problems are left", async || {
-            let fleet = self.world.api.fleet().await?;
-            ensure!(fleet.problems.is_empty(), "{:?}", fleet.problems);
-            let device = self.world.api.device("bad").await?;
-            ensure!(condition(&device.conditions, "Rendered")?.status == ConditionStatus::True);
-            Ok(())
-        })
-        .await
-    }
-}
+use self::ward::Ward;
 
 const YAML: &str = "devices/bad/device.yaml";
 const KUSTOMIZATION: &str = "devices/bad/kustomization.yaml";
@@ -433,100 +310,4 @@ async fn a_broken_fleet_file_changes_nothing() -> Result<()> {
     copy.replace("groups/kiosk/page.yaml", "Welcome to", "Mended at")?;
     copy.publish("Mend it")?;
     agent.page_shows("Mended at Our shop").await
-}
-
-fn stubbed(timeout: &str) -> Result<WorldOptions> {
-    let controller = ControllerOptions {
-        kustomize: Some(kustomize_stub()?),
-        arguments: [
-            "--render-timeout",
-            timeout,
-            "--render-memory",
-            "128",
-            "--render-parallelism",
-            "2",
-        ]
-        .map(Into::into)
-        .to_vec(),
-        ..ControllerOptions::default()
-    };
-    Ok(WorldOptions {
-        controller,
-        ..WorldOptions::default()
-    })
-}
-
-fn misbehaves(how: &'static str) -> impl FnOnce(&WorkingCopy) -> Result<()> {
-    move |copy| {
-        copy.write(
-            KUSTOMIZATION,
-            format!("resources:\n- own.yaml\n- {how}.yaml\n"),
-        )?;
-        copy.write(
-            &format!("devices/bad/{how}.yaml"),
-            own_object(how).replace("name: own", "name: other"),
-        )
-    }
-}
-
-#[tokio::test]
-async fn a_build_that_misbehaves_is_ended() -> Result<()> {
-    let mut ward = Ward::new(stubbed("2s")?).await?;
-    ward.trouble(
-        "a build that fails",
-        misbehaves("fail"),
-        "devices/bad",
-        "told to fail",
-    )
-    .await?;
-    ward.trouble(
-        "a build that floods its output",
-        misbehaves("flood"),
-        "devices/bad",
-        "printed more",
-    )
-    .await?;
-    ward.trouble(
-        "a build that eats memory",
-        misbehaves("eat"),
-        "devices/bad",
-        "killed by signal",
-    )
-    .await?;
-    ward.trouble(
-        "a build that hangs",
-        misbehaves("hang"),
-        "devices/bad",
-        "longer than 2 s",
-    )
-    .await?;
-    ward.recovers().await
-}
-
-/// While one build hangs for a long time, other devices get one commit after the other.
-#[tokio::test]
-async fn a_hanging_build_delays_nobody() -> Result<()> {
-    let ward = Ward::new(stubbed("10m")?).await?;
-    let copy = ward.world.repo.copy();
-    misbehaves("hang")(copy)?;
-    copy.publish("Hang")?;
-    let begun = Instant::now();
-    for round in 0..5 {
-        let marker = format!("round {round}");
-        copy.write("devices/good/own.yaml", own_object(&marker))?;
-        copy.publish(&marker)?;
-        ward.good.shows(OWN, &marker).await?;
-    }
-    ensure!(
-        begun.elapsed() < Duration::from_secs(30),
-        "{:?}",
-        begun.elapsed()
-    );
-    ensure!(ward.bad.manifest(OWN)?.contains("last good"));
-    // A new device gets in meanwhile, too.
-    let token = ward.world.api.create_token(Approval::Automatic).await?;
-    Candidate::new("newcomer")?
-        .enroll(&ward.world.api, &token.secret)
-        .await?;
-    Ok(())
 }

@@ -1,38 +1,21 @@
-//! `scripts/bench`: prints one JSON object per measurement, `{"metric", "value", "unit", "n", "context"}`.
-//!
-//! Absolute times drift with the machine, so what a time is to be compared with is measured in between, in the
-//! same run. Progress goes to stderr.
+//! `latency`: from `git push` to applied on the one device that it changes, and what it costs.
 
 use std::{
-    collections::BTreeMap,
     fs,
-    io::{self, Write as _},
-    process::{Command, ExitCode, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use clap::{Args, Parser, Subcommand};
-use longshore_e2e::{Agent, World, programs, wait::PATIENCE};
+use clap::Args;
+use longshore_e2e::{Agent, World, programs, repo::git, wait::PATIENCE};
 use longshore_protocol::api::Approval;
-use serde_json::{Value, json};
+use serde_json::json;
 
-/// Measures the whole system with real processes on this machine.
-#[derive(Debug, Parser)]
-#[command(name = "scripts/bench")]
-struct Arguments {
-    #[command(subcommand)]
-    benchmark: Benchmark,
-}
-
-#[derive(Debug, Subcommand)]
-enum Benchmark {
-    /// From `git push` to applied on the one device that it changes, and what it costs
-    Latency(Latency),
-}
+use crate::report::{Report, mebibytes, milliseconds, quantile, say};
 
 #[derive(Args, Clone, Copy, Debug)]
-struct Latency {
+pub(crate) struct Latency {
     /// How many pushes
     #[arg(long, default_value_t = 60)]
     pushes: usize,
@@ -44,21 +27,14 @@ struct Latency {
     objects: usize,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let Benchmark::Latency(latency) = Arguments::parse().benchmark;
-    match latency.run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("scripts/bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
+/// How often to look whether something happened.
+const LOOK: Duration = Duration::from_micros(500);
 
 /// The times of one push, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 struct Push {
+    /// Until the repo had the commit.
+    landed: f64,
     /// Until `git push` returned.
     returned: f64,
     /// Until the device's file had the change.
@@ -68,12 +44,15 @@ struct Push {
 }
 
 impl Latency {
-    async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         ensure!(
             self.pushes > 0 && self.devices > 1 && self.objects > 1,
             "too little to measure"
         );
-        let report = Report::new(&self);
+        let report = Report::new(&[
+            ("devices", json!(self.devices)),
+            ("objects", json!(self.objects)),
+        ]);
         say("starting a controller and its devices");
         let mut world = World::start().await?;
         let mut agents = self.enroll(&world).await?;
@@ -131,16 +110,23 @@ impl Latency {
             let own = format!("devices/{}/own.yaml", agent.name());
             let copy = world.repo.copy();
             copy.write(&own, longshore_e2e::world::own_object(&marker))?;
-            copy.commit(&marker)?;
+            let commit = copy.commit(&marker)?;
+            let path = copy.path().to_owned();
             let begun = Instant::now();
-            copy.push()?;
-            let returned = milliseconds(begun.elapsed());
+            let push = tokio::task::spawn_blocking(move || {
+                git(&path, ["push", "--quiet", "origin", "main"])?;
+                anyhow::Ok(milliseconds(begun.elapsed()))
+            });
+            lands(world, &commit).await?;
+            let landed = milliseconds(begun.elapsed());
             arrives(agent, &marker).await?;
             let applied = milliseconds(begun.elapsed());
+            let returned = push.await??;
             world.api.in_sync(agent.name()).await?;
             let build = build(world, agent.name())?;
             if round >= 3 {
                 pushes.push(Push {
+                    landed,
                     returned,
                     applied,
                     build,
@@ -163,13 +149,21 @@ impl Latency {
         let whole = sorted(|push| push.applied);
         let after = sorted(|push| push.applied - push.returned);
         let build = sorted(|push| push.build);
-        let overhead = sorted(|push| push.applied - push.build);
+        let landed = sorted(|push| push.applied - push.landed);
         for (metric, values) in [
             ("commit_to_applied", &whole),
+            ("landed_to_applied", &landed),
             ("push_returned_to_applied", &after),
             ("git_push", &sorted(|push| push.returned)),
             ("kustomize_build", &build),
-            ("commit_to_applied_minus_build", &overhead),
+            (
+                "commit_to_applied_minus_build",
+                &sorted(|push| push.applied - push.build),
+            ),
+            (
+                "landed_to_applied_minus_build",
+                &sorted(|push| push.applied - push.landed - push.build),
+            ),
             (
                 "push_returned_to_applied_minus_build",
                 &sorted(|push| push.applied - push.returned - push.build),
@@ -284,7 +278,18 @@ fn part(n: usize) -> String {
     )
 }
 
-/// Waits until the device's own object has the text, looking every half of a millisecond.
+/// Waits until the tracked branch of the bare repo is at the commit.
+async fn lands(world: &World, commit: &str) -> Result<()> {
+    let branch = world.repo.bare().join("refs/heads/main");
+    let end = Instant::now() + PATIENCE;
+    while fs::read_to_string(&branch).is_ok_and(|id| id.trim() != commit) {
+        ensure!(Instant::now() < end, "{commit} is not pushed");
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// Waits until the device's own object has the text.
 async fn arrives(agent: &Agent, text: &str) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -299,7 +304,7 @@ async fn arrives(agent: &Agent, text: &str) -> Result<()> {
             "`{text}` does not arrive at {}",
             agent.name()
         );
-        tokio::time::sleep(Duration::from_micros(500)).await;
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -326,77 +331,4 @@ fn build(world: &World, device: &str) -> Result<f64> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(took)
-}
-
-/// The value below which this share of the sorted values lies (nearest rank).
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    reason = "there are few values"
-)]
-fn quantile(sorted: &[f64], share: f64) -> Result<f64> {
-    let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted
-        .get(rank.saturating_sub(1))
-        .copied()
-        .context("no values")
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
-}
-
-#[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^52")]
-fn mebibytes(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
-}
-
-fn say(text: &str) {
-    eprintln!("bench: {text}");
-}
-
-/// Writes the lines.
-struct Report {
-    context: Value,
-}
-
-impl Report {
-    fn new(latency: &Latency) -> Self {
-        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpu
-            .lines()
-            .find_map(|line| line.strip_prefix("model name"))
-            .map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']));
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let profile = if cfg!(debug_assertions) {
-            "dev"
-        } else {
-            "release"
-        };
-        let context = json!({
-            "cores": cores,
-            "cpu": model,
-            "kernel": kernel.trim(),
-            "profile": profile,
-            "devices": latency.devices,
-            "objects": latency.objects,
-        });
-        Self { context }
-    }
-
-    fn line(&self, metric: &str, value: f64, unit: &str, n: usize) -> Result<()> {
-        let value = (value * 1000.0).round() / 1000.0;
-        let line: BTreeMap<_, Value> = [
-            ("metric", json!(metric)),
-            ("value", json!(value)),
-            ("unit", json!(unit)),
-            ("n", json!(n)),
-            ("context", self.context.clone()),
-        ]
-        .into();
-        let mut out = io::stdout().lock();
-        writeln!(out, "{}", json!(line)).context("write to stdout")
-    }
 }
