@@ -5,6 +5,7 @@
 //! this is the one place where domain errors become HTTP.
 
 mod access;
+mod body;
 mod devices;
 mod enroll;
 mod error;
@@ -18,14 +19,16 @@ mod webhooks;
 use std::sync::Arc;
 
 use axum::{
-    Router,
-    extract::DefaultBodyLimit,
+    Router, middleware,
     routing::{delete, get, post},
 };
+
+use tokio::sync::Semaphore;
 
 pub use self::{
     error::ApiError,
     serve::{Accepting, Peer, serve},
+    webhooks::MAX_AT_ONCE as MAX_WEBHOOKS,
 };
 use crate::{
     ca::Ca, enrollment::Enrollment, fleets::Fleets, hub::Hub, metrics::Metrics, secret::Keyring,
@@ -49,6 +52,8 @@ pub struct Api {
     pub ca: Arc<Ca>,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Bounds how many webhooks' bodies are read at once.
+    pub webhook_bodies: Semaphore,
     /// The address of the public listener, as devices reach it.
     pub public_url: String,
     /// The program that renders, and its version.
@@ -56,11 +61,6 @@ pub struct Api {
 }
 
 type State = axum::extract::State<Arc<Api>>;
-
-/// The largest body of a call, in bytes.
-const MAX_BODY: usize = 64 * 1024;
-/// The largest body of a webhook: GitHub's own limit.
-const MAX_WEBHOOK_BODY: usize = 25 * 1024 * 1024;
 
 /// All routes.
 pub fn router(api: Arc<Api>) -> Router {
@@ -92,11 +92,8 @@ pub fn router(api: Arc<Api>) -> Router {
             post(devices::decommission),
         )
         .route(longshore_protocol::api::ENROLL_PATH, post(enroll::enroll))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .route(
-            "/webhooks/{tenant}/{fleet}",
-            post(webhooks::receive).layer(DefaultBodyLimit::max(MAX_WEBHOOK_BODY)),
-        )
+        .layer(middleware::from_fn(body::bounded))
+        .route("/webhooks/{tenant}/{fleet}", post(webhooks::receive))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -21,6 +21,7 @@ use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::{
     clock,
+    error::chain,
     metrics::Metrics,
     store::{Store, content},
 };
@@ -179,7 +180,7 @@ impl Builds {
             Ok(()) => None,
             Err(error) => {
                 warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %chain(&error),
                     "the build cannot be stored"
                 );
                 Some("the controller's store does not accept the build".to_owned())
@@ -226,13 +227,8 @@ impl Builds {
 }
 
 fn in_one_line(error: &RenderError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text.split_whitespace()
+    chain(error)
+        .split_whitespace()
         .collect::<Vec<_>>()
         .join(" ")
         .chars()

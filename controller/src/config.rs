@@ -105,7 +105,7 @@ settings! {
     [env = "LONGSHORE_DATABASE_URL", value_name = "URL", hide_env_values = true] database_url: String,
     /// 64 hex digits that tokens are derived from and secrets encrypted with [default: secret.key in the data directory]
     [env = "LONGSHORE_SECRET_KEY", value_name = "HEX", hide_env_values = true] secret_key: SecretText,
-    /// How often repos are looked at without being asked to, such as 30s
+    /// How often repos are looked at without being asked to [default: 30s]
     [env = "LONGSHORE_POLL_INTERVAL", value_name = "DURATION"] poll_interval: Period,
     /// How often devices ping [default: 30s]
     [env = "LONGSHORE_HEARTBEAT", value_name = "DURATION"] heartbeat: Period,
@@ -127,7 +127,7 @@ settings! {
     [env = "LONGSHORE_RENDER_MEMORY", value_name = "MIB"] render_memory: u64,
     /// Render without Landlock where the kernel has none, rather than not at all
     [env = "LONGSHORE_ALLOW_UNSANDBOXED", num_args = 0..=1, default_missing_value = "true"] allow_unsandboxed: bool,
-    /// What to log, such as `info` or `longshore_controller=debug,warn` [default: info]
+    /// What to log, such as `info` or `longshore_controller=debug,warn` [default: info,sqlx=warn]
     [env = "LONGSHORE_LOG", value_name = "FILTER"] log: String,
     /// How logs look [default: auto]
     [env = "LONGSHORE_LOG_FORMAT", value_name = "FORMAT"] log_format: LogFormat,

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -30,7 +30,9 @@ pub fn create_private_directory(path: &Path) -> Result<(), FileError> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(at(path))
+        .map_err(at(path))?;
+    // It may have been there before, open to others.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(at(path))
 }
 
 /// Writes a file whole or not at all, and durably. `mode` is the file's permission bits.

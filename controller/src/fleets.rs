@@ -15,6 +15,7 @@ use tracing::{Instrument as _, error, info_span};
 use crate::{
     builds::Builds,
     enrollment::branches::Branches,
+    error::chain,
     hub::Hub,
     metrics::Metrics,
     reconcile::{Parts, Reconciler},
@@ -85,7 +86,7 @@ impl Fleets {
         for fleet in all {
             if let Err(error) = self.follow(&fleet).await {
                 // One fleet's broken mirror must not keep the others from being followed.
-                error!(fleet = %fleet.id, error = &error as &dyn std::error::Error, "not followed");
+                error!(fleet = %fleet.id, error = %chain(&error), "not followed");
             }
         }
         Ok(())

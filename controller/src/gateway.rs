@@ -14,7 +14,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, Response, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, SEC_WEBSOCKET_PROTOCOL},
+    header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, SEC_WEBSOCKET_PROTOCOL},
 };
 use longshore_protocol::{
     api::{DeviceState, EDGE_PATH, EnrollRejected, SUBPROTOCOL},
@@ -34,6 +34,7 @@ use tracing::{Instrument as _, debug, info_span, warn};
 
 use crate::{
     ca::{Ca, identity_of},
+    error::chain,
     hub::Hub,
     metrics::Metrics,
     secret::Keyring,
@@ -105,7 +106,7 @@ impl Gateway {
                 Ok(device) => device.filter(|device| device.fleet.tenant == identity.tenant),
                 Err(error) => {
                     warn!(
-                        error = &error as &dyn std::error::Error,
+                        error = %chain(&error),
                         "the device cannot be looked up"
                     );
                     return;
@@ -217,13 +218,18 @@ fn admit(
 }
 
 fn refuse(status: StatusCode, state: &str, reason: &str) -> ErrorResponse {
+    // Without its length the agent could not tell the end of the body from a cut connection.
     let body = EnrollRejected {
         status: state.to_owned(),
         reason: reason.to_owned(),
     };
-    let mut response = Response::new(Some(serde_json::to_string(&body).unwrap_or_default()));
+    let body = serde_json::to_string(&body).unwrap_or_default();
+    let length = HeaderValue::from(body.len());
+    let mut response = Response::new(Some(body));
     *response.status_mut() = status;
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, json);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_LENGTH, length);
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

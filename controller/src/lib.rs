@@ -18,6 +18,7 @@ pub mod ca;
 pub mod clock;
 pub mod config;
 pub mod enrollment;
+pub mod error;
 pub mod files;
 pub mod fleets;
 pub mod gateway;

@@ -34,6 +34,7 @@ use self::execute::Execution;
 use crate::{
     builds::Builds,
     clock,
+    error::chain,
     hub::Hub,
     metrics::Metrics,
     rollout::{self, Guard},
@@ -138,7 +139,7 @@ impl Reconciler {
             match self.pass().await {
                 Ok(()) => {}
                 Err(error) => error!(
-                    error = &error as &dyn std::error::Error,
+                    error = %chain(&error),
                     "the pass failed; it will be tried again"
                 ),
             }
@@ -250,7 +251,7 @@ impl Reconciler {
         );
         condition::set(
             &mut status.conditions,
-            conditions::held(&plan.held, &revision, now),
+            conditions::held(&plan.held, &self.parts.fleet.name, &revision, now),
         );
         status.problems = problems;
         status.held.clone_from(&plan.held);
@@ -266,6 +267,7 @@ impl Reconciler {
             now,
         })
         .await?;
+        self.desires.sets = desires.sets;
         let lagging = active
             .iter()
             .filter(|view| view.device.connected && lags(view));

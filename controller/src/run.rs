@@ -12,10 +12,12 @@ use std::{
 
 use longshore_fleet::{Kustomize, Render};
 use longshore_protocol::{TenantName, api::EDGE_PATH};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use secrecy::ExposeSecret as _;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::Semaphore,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -27,6 +29,7 @@ use crate::{
     clock,
     config::Config,
     enrollment::{Enrollment, limits::Limits},
+    error::chain,
     files,
     fleets::Fleets,
     gateway::Gateway,
@@ -38,6 +41,8 @@ use crate::{
     tls::{self, Reloadable, ServerCertificate, TlsListener},
 };
 
+/// The label of the administrator's token in the data directory.
+const BOOTSTRAP: &str = "bootstrap";
 /// How long the way out may take.
 const GRACE: Duration = Duration::from_secs(10);
 /// How often certificates are looked at.
@@ -101,6 +106,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 }
 
 async fn serve(config: Config, shutdown: &CancellationToken) -> Result<(), RunError> {
+    raise_descriptor_limit();
     let (tasks, mut end) = Tasks::new(shutdown.clone());
     let foundation = Foundation::lay(&config).await?;
     let public = listen(config.public_listen).await?;
@@ -138,6 +144,15 @@ async fn serve(config: Config, shutdown: &CancellationToken) -> Result<(), RunEr
     store.close().await;
     info!("stopped");
     result
+}
+
+/// Each connection is a descriptor; the usual soft limit is far below what the system allows.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// What must be there before anybody is served.
@@ -294,6 +309,7 @@ impl Serving {
             keyring,
             ca: ca.clone(),
             metrics,
+            webhook_bodies: Semaphore::new(api::MAX_WEBHOOKS),
             public_url: public_url.clone(),
             renderer: description,
         }));
@@ -338,7 +354,9 @@ async fn prepare(store: &Store, data_dir: &std::path::Path, now: u64) -> Result<
     }
     let hash = secret::hash(token.expose_secret());
     let administrator = tenants::Operator::Administrator;
-    tenants::insert_api_token(&mut db, hash, &administrator, "bootstrap", now).await?;
+    tenants::insert_api_token(&mut db, hash, &administrator, BOOTSTRAP, now).await?;
+    // Deleting the file and starting again is how a leaked token is revoked.
+    tenants::delete_other_api_tokens(&mut db, hash, BOOTSTRAP).await?;
     devices::reset_connected(&mut db).await?;
     db.commit().await.map_err(StoreError::from)?;
     Ok(())
@@ -427,7 +445,7 @@ async fn keep_certificates(
             Ok(changed) => changed,
             Err(error) => {
                 error!(
-                    error = &error as &dyn std::error::Error,
+                    error = %chain(&error),
                     "the new certificate authority is refused; the old one stays"
                 );
                 false
@@ -450,7 +468,7 @@ async fn keep_certificates(
                 );
             }
             Err(error) => error!(
-                error = &error as &dyn std::error::Error,
+                error = %chain(&error),
                 "the listeners' certificates could not be renewed"
             ),
         }

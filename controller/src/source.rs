@@ -21,10 +21,8 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::{
-    git::GitError,
-    mirror::{Mirror, Refs},
-};
+use self::mirror::{Mirror, Refs};
+use crate::error::chain;
 
 /// The longest pause between two tries of a repo that does not answer.
 const MAX_BACKOFF: Duration = Duration::from_mins(5);
@@ -86,12 +84,12 @@ impl Source {
                 Err(error) => {
                     if failures == 0 {
                         warn!(
-                            error = &error as &dyn std::error::Error,
+                            error = %chain(&error),
                             "the repo does not answer"
                         );
                     }
                     failures += 1;
-                    let problem = describe(&error);
+                    let problem = chain(&error);
                     found.send_if_modified(|before| {
                         let changed = before.problem.as_ref() != Some(&problem);
                         before.problem = Some(problem);
@@ -117,14 +115,6 @@ impl Source {
                 .min(MAX_BACKOFF),
         };
         base.mul_f64(rand::rng().random_range(0.8..1.2))
-    }
-}
-
-/// An error with what caused it, in one line.
-pub fn describe(error: &GitError) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }
 

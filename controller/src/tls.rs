@@ -27,8 +27,9 @@ use crate::{
     tasks::Tasks,
 };
 
-const MAX_HANDSHAKES: usize = 256;
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// Silent connections must not keep others waiting, and one costs little.
+const MAX_HANDSHAKES: usize = 4096;
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why a listener has no TLS.
 #[derive(Debug, thiserror::Error)]

@@ -40,6 +40,10 @@ pub struct Fleet {
     pub devices: BTreeMap<DeviceName, DeviceSpec>,
     /// Every device that has a folder, also those with problems.
     pub folders: BTreeSet<DeviceName>,
+    /// Every key that a readable `device.yaml` names, also one with problems: whoever has it is not gone.
+    pub keys: BTreeSet<Digest>,
+    /// The folders whose `device.yaml` cannot be read, so that nobody knows which key they name.
+    pub unreadable: BTreeSet<DeviceName>,
     /// What holds devices back, sorted by device and path.
     pub problems: Vec<Problem>,
 }

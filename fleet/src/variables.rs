@@ -27,6 +27,17 @@ pub struct Variables(BTreeMap<String, String>);
 /// Why an object's references cannot be replaced. The caller knows the device.
 #[derive(Debug, thiserror::Error)]
 pub enum SubstituteError {
+    /// What comes out is too much for one device.
+    #[error(
+        "{object}: `{field}`: the references of this device's objects come to more than {} MiB",
+        MAX_GROWTH / (1024 * 1024)
+    )]
+    TooLarge {
+        /// The object.
+        object: Box<ObjectKey>,
+        /// The field in it.
+        field: String,
+    },
     /// A variable is not defined and has no default.
     #[error("{object}: `{field}` refers to the variable `{variable}`, which is not defined")]
     Undefined {
@@ -61,6 +72,10 @@ pub enum SubstituteError {
     },
 }
 
+/// By how many bytes replacing may let the objects of one device grow, so that a few references to a long
+/// value cannot fill the memory.
+pub const MAX_GROWTH: usize = 16 * 1024 * 1024;
+
 impl Variables {
     /// The variables of `device`: `DEVICE_NAME`, `DEVICE_ID` where it has one, `LABEL_<key>`, and its own.
     pub fn of(device: &DeviceSpec) -> Self {
@@ -80,7 +95,11 @@ impl Variables {
     /// # Errors
     /// At the first object whose references cannot be replaced.
     pub fn substitute(&self, objects: &[Object]) -> Result<Vec<Object>, SubstituteError> {
-        objects.iter().map(|object| self.object(object)).collect()
+        let mut room = MAX_GROWTH;
+        objects
+            .iter()
+            .map(|object| self.within(object, &mut room))
+            .collect()
     }
 
     /// The object with its references replaced. One without any costs a scan of its bytes and shares its body.
@@ -88,6 +107,10 @@ impl Variables {
     /// # Errors
     /// Where a reference is malformed or undefined, or where the result is no object.
     pub fn object(&self, object: &Object) -> Result<Object, SubstituteError> {
+        self.within(object, &mut MAX_GROWTH.clone())
+    }
+
+    fn within(&self, object: &Object, room: &mut usize) -> Result<Object, SubstituteError> {
         // JSON escapes neither character, so a reference in a value is one in the bytes.
         if !object.body().windows(2).any(|pair| pair == b"${") {
             return Ok(object.clone());
@@ -101,7 +124,7 @@ impl Variables {
         {
             return Ok(object.clone());
         }
-        self.value(&mut value, object.key(), &mut String::new())?;
+        self.value(&mut value, object.key(), &mut String::new(), room)?;
         Object::from_value(&value).map_err(|source| SubstituteError::Invalid {
             object: Box::new(object.key().clone()),
             source,
@@ -113,15 +136,18 @@ impl Variables {
         value: &mut Value,
         object: &ObjectKey,
         field: &mut String,
+        room: &mut usize,
     ) -> Result<(), SubstituteError> {
         let parent = field.len();
         match value {
-            Value::String(text) if text.contains("${") => *text = self.text(text, object, field)?,
+            Value::String(text) if text.contains("${") => {
+                *text = self.text(text, object, field, room)?;
+            }
             Value::Array(items) => {
                 for (index, item) in items.iter_mut().enumerate() {
                     // Writing to a `String` cannot fail.
                     let _ok = write!(field, "[{index}]");
-                    self.value(item, object, field)?;
+                    self.value(item, object, field, room)?;
                     field.truncate(parent);
                 }
             }
@@ -131,7 +157,7 @@ impl Variables {
                         field.push('.');
                     }
                     field.push_str(name);
-                    self.value(member, object, field)?;
+                    self.value(member, object, field, room)?;
                     field.truncate(parent);
                 }
             }
@@ -140,7 +166,13 @@ impl Variables {
         Ok(())
     }
 
-    fn text(&self, text: &str, object: &ObjectKey, field: &str) -> Result<String, SubstituteError> {
+    fn text(
+        &self,
+        text: &str,
+        object: &ObjectKey,
+        field: &str,
+        room: &mut usize,
+    ) -> Result<String, SubstituteError> {
         let mut done = String::with_capacity(text.len());
         let mut ahead = text;
         while let Some((before, after)) = ahead.split_once("${") {
@@ -175,6 +207,12 @@ impl Variables {
                     });
                 }
             };
+            *room = room
+                .checked_sub(value.len())
+                .ok_or_else(|| SubstituteError::TooLarge {
+                    object: Box::new(object.clone()),
+                    field: field.to_owned(),
+                })?;
             done.push_str(value);
             ahead = rest;
         }
@@ -312,5 +350,17 @@ mod tests {
         fn never_panics(text in "\\PC{0,40}") {
             drop(substituted(&text));
         }
+    }
+
+    #[test]
+    fn a_few_references_cannot_fill_the_memory() {
+        let long: Variables = [("A".to_owned(), "x".repeat(60_000))].into_iter().collect();
+        let error = long
+            .object(&map(&json!({ "x": "${A}".repeat(100_000) })))
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("`data.x`: the references"),
+            "{error}"
+        );
     }
 }

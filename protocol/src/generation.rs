@@ -18,6 +18,9 @@ impl Generation {
     /// The first generation of a device.
     pub const FIRST: Self = Self(1);
 
+    /// The largest that a peer may name: far from any real one, and far from overflowing when one is added.
+    pub const LARGEST_NAMED: Self = Self(1 << 62);
+
     /// The generation after this one.
     #[must_use]
     pub fn next(self) -> Self {

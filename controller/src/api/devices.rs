@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use axum::{Json, extract::State as Extract, http::StatusCode};
 use longshore_protocol::{
-    ConditionStatus, TokenId,
+    Condition, ConditionStatus, TokenId,
     api::{self, DeviceDesired, DeviceManifests, DeviceObject, DeviceObserved, DeviceState, List},
     message::Phase,
 };
@@ -227,13 +227,31 @@ pub(super) fn is_failing(view: &DeviceView) -> bool {
             .is_some_and(|it| it.report.phase == Phase::Failed)
 }
 
+/// Where the device stands, as a condition: its reason says who or what decided.
+fn approved(device: &Device) -> Condition {
+    let (status, reason) = match device.state {
+        DeviceState::Pending => (ConditionStatus::Unknown, "Pending"),
+        DeviceState::Active => (ConditionStatus::True, "InBranch"),
+        DeviceState::Rejected => (ConditionStatus::False, "Rejected"),
+        DeviceState::Decommissioned => (ConditionStatus::False, "Decommissioned"),
+    };
+    Condition {
+        kind: "Approved".to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message: device.state_reason.clone(),
+        since: device.created_at,
+    }
+}
+
 fn view(view: DeviceView, labels: &HashMap<TokenId, String>) -> api::Device {
     let DeviceView {
         device,
         desired,
         observed,
     } = view;
-    let mut conditions = device.conditions;
+    let mut conditions = vec![approved(&device)];
+    conditions.extend(device.conditions);
     if let Some(observed) = &observed {
         conditions.extend(observed.report.conditions.iter().cloned());
     }

@@ -9,6 +9,7 @@ use longshore_protocol::api::{PROBLEM_MEDIA_TYPE, Problem};
 
 use crate::{
     enrollment::{EnrollError, branches::BranchError},
+    error::chain,
     secret::SecretError,
     source::git::GitError,
     store::StoreError,
@@ -39,8 +40,8 @@ impl ApiError {
     }
 
     /// It is ours. The cause goes to the log, not to the caller.
-    fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
-        tracing::error!(error, "a call failed");
+    fn internal(error: &dyn std::error::Error) -> Self {
+        tracing::error!(error = %chain(error), "a call failed");
         Self::refused(
             StatusCode::INTERNAL_SERVER_ERROR,
             "the controller failed; its log says why",
@@ -115,6 +116,7 @@ impl From<BranchError> for ApiError {
             BranchError::Store(error) => error.into(),
             refused @ (BranchError::NotPending(_)
             | BranchError::NoBranch
+            | BranchError::Taken(_)
             | BranchError::Conflict(_)) => Self::refused(StatusCode::CONFLICT, refused.to_string()),
         }
     }

@@ -98,9 +98,12 @@ fn check(request: &CreateFleet, trusted: bool) -> Result<(), ApiError> {
             format!("`{repo}` must be an https URL; only an administrator may add other repos")
         });
     }
-    if url::Url::parse(repo).is_ok_and(|url| url.password().is_some()) {
+    let has_secret = |url: url::Url| {
+        url.password().is_some() || url.scheme() == "https" && !url.username().is_empty()
+    };
+    if url::Url::parse(repo).is_ok_and(has_secret) {
         return refuse(
-            "the repo's URL holds a password, and would be shown; use Git's credential helpers"
+            "the repo's URL holds a credential, and would be shown; use Git's credential helpers"
                 .to_owned(),
         );
     }

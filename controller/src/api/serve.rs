@@ -1,17 +1,18 @@
 //! The public listener's connections: bounded in number, and none may dawdle.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use axum::{Extension, Router};
+use hyper::server::conn::{http1, http2};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto::Builder, graceful::GracefulShutdown},
+    server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tracing::{debug, warn};
 
@@ -70,8 +71,16 @@ pub async fn serve(mut accepting: Accepting, app: Router, tasks: Tasks) {
         };
         let app = app.clone().layer(Extension(Peer(peer)));
         match stream {
-            Stream::Tls(stream) => connection(stream, app, permit, &graceful, &tasks),
-            Stream::Plain(stream) => connection(stream, app, permit, &graceful, &tasks),
+            Stream::Tls(stream) => {
+                let version = match stream.get_ref().1.alpn_protocol() {
+                    Some(b"h2") => Version::Http2,
+                    _ => Version::Http1,
+                };
+                connection(stream, version, app, permit, &graceful, &tasks);
+            }
+            Stream::Plain(stream) => {
+                connection(stream, Version::Http1, app, permit, &graceful, &tasks);
+            }
             Stream::None => {}
         }
     }
@@ -91,28 +100,40 @@ enum Stream {
 
 fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    version: Version,
     app: Router,
-    permit: tokio::sync::OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
     graceful: &GracefulShutdown,
     tasks: &Tasks,
 ) {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(HEAD_DEADLINE);
-    let connection = builder
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
-        .into_owned();
-    let watched = graceful.watch(connection);
+    let (io, service) = (TokioIo::new(stream), TowerToHyperService::new(app));
+    // The version is known, so that nothing waits without a deadline for a first byte to tell it.
+    let watched: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>> = match version {
+        Version::Http1 => {
+            let mut builder = http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_DEADLINE);
+            Box::pin(graceful.watch(builder.serve_connection(io, service)))
+        }
+        Version::Http2 => {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .timer(TokioTimer::new())
+                .keep_alive_interval(HEAD_DEADLINE);
+            Box::pin(graceful.watch(builder.serve_connection(io, service)))
+        }
+    };
     tasks.tracker.spawn(async move {
         let _permit = permit;
         if let Err(error) = watched.await {
             debug!(%error, "a connection broke");
         }
     });
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Version {
+    Http1,
+    Http2,
 }

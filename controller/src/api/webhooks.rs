@@ -1,21 +1,31 @@
 //! Webhooks: a verified call makes the fleet's source look, and says nothing else.
 
+use std::time::Duration;
+
 use axum::{
-    body::Bytes,
+    body::Body,
     extract::{Path, State as Extract},
     http::{HeaderMap, StatusCode},
 };
 use longshore_webhooks::{Error, Event, github};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::{ApiError, State, fleets::webhook_purpose};
+use super::{ApiError, State, body, fleets::webhook_purpose};
 use crate::store::fleets::{self, FleetId};
+
+/// The largest body: GitHub's own limit.
+const MAX_BODY: usize = 25 * 1024 * 1024;
+/// How many bodies are read at once.
+pub const MAX_AT_ONCE: usize = 8;
+/// How long a call may wait for its turn.
+const WAIT: Duration = Duration::from_secs(5);
 
 pub(super) async fn receive(
     Extract(api): State,
     Path((tenant, fleet)): Path<(String, String)>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Result<StatusCode, ApiError> {
     // A fleet that does not exist and a wrong signature are answered alike.
     let refused = || {
@@ -33,6 +43,17 @@ pub(super) async fn receive(
         return Err(refused());
     };
     drop(db);
+    // Who does not even claim a signature gets no byte of memory.
+    if !headers.contains_key("x-hub-signature-256") {
+        return Err(refused());
+    }
+    let Ok(Ok(_permit)) = timeout(WAIT, api.webhook_bodies.acquire()).await else {
+        return Err(ApiError::refused(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many webhooks at once; deliver it again",
+        ));
+    };
+    let body = body::read(body, MAX_BODY).await?;
     let secret = api
         .keyring
         .decrypt(&webhook_purpose(&id), &fleet.webhook_secret)?;

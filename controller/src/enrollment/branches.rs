@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    error::chain,
     source::{
         Observation,
         git::GitError,
@@ -29,13 +30,15 @@ use crate::{
     },
     store::{
         Store, StoreError,
-        devices::{self, Device},
+        devices::{self, Device, DeviceView},
         fleets::FleetId,
         tokens::{self, Token},
     },
 };
 
 const INTERVAL: Duration = Duration::from_secs(30);
+/// The largest `device.yaml` that is looked at, in bytes.
+const MAX_DEVICE_FILE: u64 = 64 * 1024;
 
 /// Why something was not done in the repo.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,11 @@ pub enum BranchError {
         "branch `{ENROLL_BRANCHES}{0}` conflicts with the tracked branch; merge it with git, or delete the branch to have it made again"
     )]
     Conflict(DeviceName),
+    /// The branch is there, and says something else.
+    #[error(
+        "branch `{ENROLL_BRANCHES}{0}` exists and is not this device's; delete it, or enroll under another name"
+    )]
+    Taken(DeviceName),
     /// Git failed.
     #[error("the repo does not accept it")]
     Git(#[from] GitError),
@@ -89,7 +97,7 @@ impl Branches {
             changes.mark_unchanged();
             if let Err(error) = self.pass().await {
                 warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %chain(&error),
                     "enrollments could not be written to the repo; this will be tried again"
                 );
             }
@@ -141,15 +149,7 @@ impl Branches {
             .retain(|device| !pending.contains_key(&device.name) && !active.contains(&device.name));
         let mut pushed = self.commit_automatic(&refs, &automatic).await?;
         pushed |= self.delete_folders(&refs, &to_delete).await?;
-        for (name, tip) in &refs.enrollment {
-            if !pending.contains_key(name) {
-                self.mirror
-                    .push_enrollment(name, None, Some(*tip))
-                    .await
-                    .or_else(race_is_fine)?;
-                pushed = true;
-            }
-        }
+        pushed |= self.delete_branches(&refs, &devices).await?;
         if pushed {
             self.source.notify_one();
         }
@@ -161,7 +161,7 @@ impl Branches {
         if let Err(error) = self.branch(refs, device, token).await {
             warn!(
                 device = %device.name,
-                error = &error as &dyn std::error::Error,
+                error = %chain(&error),
                 "the enrollment branch could not be pushed; this will be tried again"
             );
         }
@@ -172,7 +172,10 @@ impl Branches {
         let Some(tracked) = &refs.tracked else {
             return Ok(());
         };
-        if refs.enrollment.contains_key(&device.name) {
+        if let Some(tip) = refs.enrollment.get(&device.name) {
+            if !vouches_for(&*self.mirror.tree(*tip).await?, &self.root, device) {
+                return Err(BranchError::Taken(device.name.clone()));
+            }
             return Ok(());
         }
         let tree = self.mirror.tree(tracked.id).await?;
@@ -235,7 +238,7 @@ impl Branches {
             Err(error @ GitError::Refused { .. }) => {
                 // A protected branch, most likely: then a person has to merge.
                 warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %chain(&error),
                     "the tracked branch refuses enrollments; they wait on branches instead"
                 );
                 for (device, token) in &devices {
@@ -283,13 +286,51 @@ impl Branches {
         Ok(true)
     }
 
+    /// Deletes the branches of devices that no longer wait. A branch that is not ours stays: it is another
+    /// fleet's in the same repo, or people's own.
+    async fn delete_branches(
+        &self,
+        refs: &Refs,
+        devices: &[DeviceView],
+    ) -> Result<bool, BranchError> {
+        let mut deleted = false;
+        for (name, tip) in &refs.enrollment {
+            let mut of_name = devices
+                .iter()
+                .map(|view| &view.device)
+                .filter(|it| it.name == *name);
+            if of_name
+                .clone()
+                .any(|device| device.state == DeviceState::Pending)
+            {
+                continue;
+            }
+            let tree = self.mirror.tree(*tip).await?;
+            if !of_name.any(|device| vouches_for(&tree, &self.root, device)) {
+                continue;
+            }
+            self.mirror
+                .push_enrollment(name, None, Some(*tip))
+                .await
+                .or_else(race_is_fine)?;
+            deleted = true;
+        }
+        Ok(deleted)
+    }
+
     /// Merges a device's enrolment branch into the tracked branch.
     pub async fn merge(&self, device: &Device) -> Result<(), BranchError> {
         let name = &device.name;
         let refs = self.mirror.fetch().await?;
         let tracked = refs.tracked.as_ref().ok_or(BranchError::NoBranch)?;
-        let theirs = if let Some(theirs) = refs.enrollment.get(name) {
-            *theirs
+        let ours = match refs.enrollment.get(name) {
+            Some(tip) => {
+                vouches_for(&*self.mirror.tree(*tip).await?, &self.root, device).then_some(*tip)
+            }
+            None => None,
+        };
+        let theirs = if let Some(theirs) = ours {
+            theirs
         } else {
             let mut db = self.store.read().await?;
             let token = tokens::find(&mut db, &self.fleet.tenant, &device.token).await?;
@@ -349,6 +390,25 @@ impl Branches {
         }
         edits
     }
+}
+
+/// Whether a commit has the device's file with the device's key.
+pub fn vouches_for(tree: &GitTree, root: &RepoPath, device: &Device) -> bool {
+    let file = root
+        .join("devices")
+        .join(device.name.as_str())
+        .join("device.yaml");
+    let Ok(Some(entry)) = tree.entry(&file) else {
+        return false;
+    };
+    if tree.size(entry.id).is_ok_and(|size| size > MAX_DEVICE_FILE) {
+        return false;
+    }
+    let key = device.public_key.to_string();
+    tree.blob(entry.id).is_ok_and(|blob| {
+        blob.windows(key.len())
+            .any(|window| window == key.as_bytes())
+    })
 }
 
 /// A push that lost a race is tried again by the pass after the next fetch.

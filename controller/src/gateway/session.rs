@@ -31,6 +31,7 @@ use crate::{
     ca::{Request, Signer as _},
     clock,
     enrollment::bounded,
+    error::chain,
     hub,
     store::{
         StoreError, content,
@@ -125,7 +126,7 @@ impl<'g> Session<'g> {
         };
         if let Err(error) = self.flush_report(true).await {
             warn!(
-                error = &error as &dyn std::error::Error,
+                error = %chain(&error),
                 "the last report is lost"
             );
         }
@@ -133,7 +134,7 @@ impl<'g> Session<'g> {
             && let Err(error) = self.record_connected(false).await
         {
             warn!(
-                error = &error as &dyn std::error::Error,
+                error = %chain(&error),
                 "the end of the session is not stored"
             );
         }
@@ -150,7 +151,7 @@ impl<'g> Session<'g> {
             End::Stuck | End::Protocol(_) | End::Store(_) => {
                 warn!(
                     device = %self.device.name,
-                    error = &end as &dyn std::error::Error,
+                    error = %chain(&end),
                     "the session was ended"
                 );
             }
@@ -428,7 +429,7 @@ impl<'g> Session<'g> {
             }
             Err(error) => {
                 warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %chain(&error),
                     "a certificate cannot be issued"
                 );
                 Err("the certificate could not be made".to_owned())
@@ -476,7 +477,7 @@ impl<'g> Session<'g> {
             Ok::<_, End>(())
         };
         if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), goodbye).await {
-            debug!(error = &error as &dyn std::error::Error, "no goodbye");
+            debug!(error = %chain(&error), "no goodbye");
         }
     }
 }

@@ -3,14 +3,15 @@
 //! A pending device becomes active when a `device.yaml` of the tracked branch names its key, under whatever
 //! name and with whatever edits. It is rejected when its enrolment branch was there and is gone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use longshore_fleet::{DeviceSpec, Fleet};
-use longshore_protocol::{Digest, api::DeviceState};
+use longshore_protocol::{DeviceId, Digest, api::DeviceState};
 use tracing::info;
 
 use super::{ReconcileError, Reconciler};
 use crate::{
+    enrollment::branches::vouches_for,
     source::mirror::Refs,
     store::{
         StoreError,
@@ -36,6 +37,7 @@ impl Reconciler {
         mut devices: Vec<DeviceView>,
     ) -> Result<Vec<DeviceView>, ReconcileError> {
         let specs = by_key(fleet);
+        let ours = self.branches(refs, &devices).await?;
         let (mut approved, mut renamed, mut rejected, mut seen) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for view in &mut devices {
@@ -43,7 +45,7 @@ impl Reconciler {
             if device.state != DeviceState::Pending {
                 continue;
             }
-            let branch = refs.enrollment.contains_key(&device.name);
+            let branch = ours.contains(&device.id);
             if let Some(spec) = specs.get(&device.public_key) {
                 info!(device = %spec.name, id = %device.id, "approved");
                 device.state = DeviceState::Active;
@@ -56,7 +58,11 @@ impl Reconciler {
                 });
             } else if branch && !device.branch_pushed {
                 seen.push(device.id.clone());
-            } else if !branch && device.branch_pushed && !fleet.folders.contains(&device.name) {
+            } else if !refs.enrollment.contains_key(&device.name)
+                && device.branch_pushed
+                && !fleet.folders.contains(&device.name)
+                && !fleet.keys.contains(&device.public_key)
+            {
                 info!(device = %device.name, id = %device.id, "rejected: its branch was deleted");
                 device.state = DeviceState::Rejected;
                 rejected.push(device.id.clone());
@@ -79,5 +85,27 @@ impl Reconciler {
         db.commit().await.map_err(StoreError::from)?;
         self.parts.changes.send_modify(|count| *count += 1);
         Ok(devices)
+    }
+
+    /// The pending devices whose own branch the repo has, as far as that is not known yet.
+    async fn branches(
+        &self,
+        refs: &Refs,
+        devices: &[DeviceView],
+    ) -> Result<HashSet<DeviceId>, ReconcileError> {
+        let mut ours = HashSet::new();
+        let pending = devices
+            .iter()
+            .map(|view| &view.device)
+            .filter(|device| device.state == DeviceState::Pending && !device.branch_pushed);
+        for device in pending {
+            if let Some(tip) = refs.enrollment.get(&device.name) {
+                let tree = self.parts.mirror.tree(*tip).await?;
+                if vouches_for(&tree, &self.parts.root, device) {
+                    ours.insert(device.id.clone());
+                }
+            }
+        }
+        Ok(ours)
     }
 }

@@ -1,6 +1,6 @@
 //! What the reconciler states about a fleet.
 
-use longshore_protocol::{Condition, api::HeldRemoval};
+use longshore_protocol::{Condition, FleetName, api::HeldRemoval};
 
 use crate::source::mirror::Refs;
 
@@ -31,13 +31,13 @@ pub(super) fn valid(count: u64, problems: &[String], now: u64) -> Condition {
 }
 
 /// Whether removals wait for an operator.
-pub(super) fn held(held: &[HeldRemoval], revision: &str, now: u64) -> Condition {
+pub(super) fn held(held: &[HeldRemoval], fleet: &FleetName, revision: &str, now: u64) -> Condition {
     if held.is_empty() {
         return Condition::fails("RemovalsHeld", "NothingHeld", "", now);
     }
     let message = format!(
         "{} removals are more than `maxDecommission` allows; if they are meant, \
-         `longshore fleets confirm-removals --revision {revision}`",
+         `longshore fleets confirm-removals {fleet} --revision {revision}`",
         held.len()
     );
     Condition::holds("RemovalsHeld", "MassRemoval", message, now)

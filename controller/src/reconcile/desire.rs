@@ -12,7 +12,10 @@ use std::{
 use longshore_fleet::{
     Closure, ClosureError, Closures, DeviceSpec, Fleet, InputKey, RepoPath, Variables,
 };
-use longshore_protocol::{Condition, DeviceId, ManifestSet, Object, condition};
+use longshore_protocol::{
+    Condition, DeviceId, ManifestSet, Object, condition,
+    message::{MAX_OBJECT, MAX_OBJECTS},
+};
 
 use super::{Parts, Reading, ReconcileError, Reconciler, approve::by_key, blocking};
 use crate::{
@@ -34,13 +37,17 @@ pub(super) struct Desires {
     pub problems: Vec<String>,
     /// Objects that the variables of some device made, not yet in the store.
     pub fresh_objects: Vec<Object>,
+    /// What is to be remembered once those objects are in the store, and not before.
+    pub sets: Sets,
 }
+
+type Sets = HashMap<DeviceId, (InputKey, DeviceSpec, Arc<ManifestSet>)>;
 
 /// What earlier passes found out.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     builds: HashMap<InputKey, Arc<Built>>,
-    sets: HashMap<DeviceId, (InputKey, DeviceSpec, Arc<ManifestSet>)>,
+    pub(super) sets: Sets,
 }
 
 /// A build, as far as devices need it.
@@ -79,6 +86,11 @@ impl Reconciler {
         let now = clock::now_ms();
         let mut desires = Desires::default();
         let mut remembered = HashMap::new();
+        let names: HashSet<_> = active.iter().map(|view| &view.device.name).collect();
+        let may_be_elsewhere = fleet
+            .unreadable
+            .iter()
+            .any(|folder| !names.contains(folder));
         for view in active {
             let device = &view.device;
             let spec = specs.get(&device.public_key).copied();
@@ -91,6 +103,13 @@ impl Reconciler {
                 None if is_broken(fleet, view) => Err(Trouble {
                     reason: "Invalid",
                     message: problems_of(fleet, view),
+                    is_problem: false,
+                }),
+                None if may_be_elsewhere => Err(Trouble {
+                    reason: "Invalid",
+                    message: "no readable device.yaml names its key, but one cannot be read; \
+                              it is not decommissioned before that is mended"
+                        .to_owned(),
                     is_problem: false,
                 }),
                 None => Ok(Wanted::Gone),
@@ -146,7 +165,7 @@ impl Reconciler {
                 },
             );
         }
-        self.desires.sets = remembered;
+        desires.sets = remembered;
         Ok(desires)
     }
 
@@ -306,7 +325,7 @@ impl Reconciler {
                 let objects = Variables::of(&variables)
                     .substitute(objects)
                     .map_err(|error| failed(error.to_string()))?;
-                let set = ManifestSet::of(&objects).map_err(|error| failed(error.to_string()))?;
+                let set = set_of(&objects).map_err(failed)?;
                 fresh.extend(objects);
                 Ok(Arc::new(set))
             }
@@ -322,11 +341,32 @@ impl Built {
         {
             return Self::Template(objects);
         }
-        match ManifestSet::of(&objects) {
+        match set_of(&objects) {
             Ok(set) => Self::Plain(Arc::new(set)),
-            Err(error) => Self::Failed(error.to_string()),
+            Err(message) => Self::Failed(message),
         }
     }
+}
+
+/// The set of these objects, if a device would take it.
+fn set_of(objects: &[Object]) -> Result<ManifestSet, String> {
+    if objects.len() > MAX_OBJECTS {
+        return Err(format!(
+            "{} objects are more than {MAX_OBJECTS}",
+            objects.len()
+        ));
+    }
+    if let Some(large) = objects
+        .iter()
+        .find(|object| object.body().len() as u64 > MAX_OBJECT)
+    {
+        return Err(format!(
+            "{} is larger than {} MiB",
+            large.key(),
+            MAX_OBJECT / (1024 * 1024)
+        ));
+    }
+    ManifestSet::of(objects).map_err(|error| error.to_string())
 }
 
 fn rendered(set: &ManifestSet, now: u64) -> Condition {
@@ -340,7 +380,8 @@ fn rendered(set: &ManifestSet, now: u64) -> Condition {
 /// Whether the repo still has something for the device, but with problems.
 fn is_broken(fleet: &Fleet, view: &DeviceView) -> bool {
     let name = &view.device.name;
-    fleet.folders.contains(name) && !fleet.devices.contains_key(name)
+    let own = fleet.folders.contains(name) && !fleet.devices.contains_key(name);
+    own || fleet.keys.contains(&view.device.public_key)
 }
 
 fn problems_of(fleet: &Fleet, view: &DeviceView) -> String {
@@ -350,5 +391,9 @@ fn problems_of(fleet: &Fleet, view: &DeviceView) -> String {
         .filter(|problem| problem.device.as_ref() == Some(&view.device.name))
         .map(ToString::to_string)
         .collect();
+    if problems.is_empty() {
+        return "the file that names its key has problems; `longshore fleets show` lists them"
+            .to_owned();
+    }
     problems.join("; ")
 }

@@ -36,6 +36,7 @@ impl Execution<'_> {
     fn is_nothing(&self) -> bool {
         self.status.is_none()
             && self.descriptions.is_empty()
+            && self.fresh_objects.is_empty()
             && self.plan.moves.is_empty()
             && self.plan.decommissions.is_empty()
     }

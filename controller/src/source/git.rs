@@ -92,6 +92,7 @@ pub async fn run<S: AsRef<OsStr>>(
         "core.hooksPath=/dev/null",
     ]);
     if trust == Trust::Tenant {
+        // Nothing of the controller's own may speak for a tenant: no helpers, no netrc, no configuration.
         command.args([
             "-c",
             "credential.helper=",
@@ -117,6 +118,14 @@ pub async fn run<S: AsRef<OsStr>>(
                 || name.to_ascii_lowercase().ends_with("_proxy")
         }))
         .env("GIT_DIR", directory)
+        .envs(match trust {
+            Trust::Administrator => Vec::new(),
+            Trust::Tenant => vec![
+                ("HOME", directory.as_os_str()),
+                ("GIT_CONFIG_NOSYSTEM", OsStr::new("1")),
+                ("GIT_CONFIG_GLOBAL", OsStr::new("/dev/null")),
+            ],
+        })
         .env("GIT_TERMINAL_PROMPT", "0")
         .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
         .env(
@@ -144,8 +153,11 @@ pub async fn run<S: AsRef<OsStr>>(
     if status.map_err(GitError::Start)?.success() {
         return Ok(stdout);
     }
-    let lines: Vec<_> = stderr
+    // A push tells on stdout why a ref was refused.
+    let lines: Vec<_> = stdout
         .lines()
+        .filter(|line| line.starts_with('!'))
+        .chain(stderr.lines())
         .map(str::trim)
         .filter(|line| !line.is_empty())
         .collect();

@@ -102,3 +102,17 @@ pub async fn operator(
     })
     .transpose()
 }
+
+/// Forgets the administrators' tokens with this label, but for the one with this hash.
+pub async fn delete_other_api_tokens(
+    db: &mut AnyConnection,
+    hash: Digest,
+    label: &str,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM api_tokens WHERE tenant IS NULL AND label = $1 AND hash <> $2")
+        .bind(label)
+        .bind(hash.to_string())
+        .execute(db)
+        .await?;
+    Ok(())
+}

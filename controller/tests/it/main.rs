@@ -9,4 +9,7 @@
     reason = "a helper of a test fails as loudly as the test"
 )]
 
+mod reconcile;
+mod repo;
+mod source;
 mod store;

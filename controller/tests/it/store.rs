@@ -5,7 +5,7 @@ mod database;
 mod devices;
 mod fleets;
 mod plans;
-mod samples;
+pub mod samples;
 mod schema;
 mod tenants;
 mod tokens;

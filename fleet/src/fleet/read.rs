@@ -91,6 +91,8 @@ impl Reader {
                 settings,
                 devices: BTreeMap::new(),
                 folders: BTreeSet::new(),
+                keys: BTreeSet::new(),
+                unreadable: BTreeSet::new(),
                 problems: Vec::new(),
             },
         };
@@ -233,6 +235,9 @@ impl Reading<'_> {
         let (_id, parsed) = match &folder.device {
             Ok(device) => device,
             Err((file, message)) => {
+                if file.is_some() {
+                    self.fleet.unreadable.insert(name.clone());
+                }
                 let at = file.map_or_else(|| path.clone(), |file| path.join(file));
                 return Ok(Err(Problem::at(&at, message.clone())));
             }
@@ -240,8 +245,14 @@ impl Reading<'_> {
         let file = path.join("device.yaml");
         let device = match parsed.as_ref() {
             Ok(device) => device,
-            Err(error) => return Ok(Err(Problem::yaml(&file, error))),
+            Err(error) => {
+                self.fleet.unreadable.insert(name.clone());
+                return Ok(Err(Problem::yaml(&file, error)));
+            }
         };
+        self.fleet
+            .keys
+            .extend(device.public_key.map(|(key, _line)| key));
         // Named twice is wrong for both, even where one of them is wrong for another reason.
         self.devices.insert(name.clone(), parsed.clone());
         let (given, line) = &device.name;

@@ -6,7 +6,7 @@ use super::{
     ControlMessage, DecodeError, DeviceMessage, Held, Hello, MAX_DELTA_BODIES, MAX_PART, Part,
     Phase, RejectReason, StatusReport,
 };
-use crate::{Condition, ConditionStatus, Digest, Entry, Object, ObjectKey, wire};
+use crate::{Condition, ConditionStatus, Digest, Entry, Generation, Object, ObjectKey, wire};
 
 const COMPRESSION: i32 = 3;
 
@@ -85,7 +85,7 @@ impl DeviceMessage {
                 Self::Accepted(held_of(accepted.generation, &accepted.target)?)
             }
             Kind::Reject(reject) => Self::Reject {
-                generation: reject.generation.into(),
+                generation: generation_of(reject.generation)?,
                 reason: reject.reason().into(),
                 message: reject.message,
             },
@@ -193,7 +193,7 @@ impl ControlMessage {
                 server_time_ms: welcome.server_time_ms,
             },
             Kind::Delta(delta) => Self::Delta {
-                generation: delta.generation.into(),
+                generation: generation_of(delta.generation)?,
                 revision: delta.revision,
                 base: digest_of(&delta.base, "base")?,
                 target: digest_of(&delta.target, "target")?,
@@ -201,7 +201,7 @@ impl ControlMessage {
                 removals: delta.removals.into_iter().map(Into::into).collect(),
             },
             Kind::Offer(offer) => Self::Offer {
-                generation: offer.generation.into(),
+                generation: generation_of(offer.generation)?,
                 revision: offer.revision,
                 target: digest_of(&offer.target, "target")?,
                 entries: offer
@@ -316,9 +316,17 @@ fn digest_of(bytes: &[u8], field: &'static str) -> Result<Digest, DecodeError> {
 
 fn held_of(generation: u64, digest: &[u8]) -> Result<Held, DecodeError> {
     Ok(Held {
-        generation: generation.into(),
+        generation: generation_of(generation)?,
         digest: digest_of(digest, "digest")?,
     })
+}
+
+fn generation_of(number: u64) -> Result<Generation, DecodeError> {
+    let generation = Generation::from(number);
+    if generation > Generation::LARGEST_NAMED {
+        return Err(DecodeError::Field("generation"));
+    }
+    Ok(generation)
 }
 
 impl From<ObjectKey> for wire::ObjectKey {
@@ -424,7 +432,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::Generation;
 
     fn object(name: &str, size: usize) -> Object {
         // Text that does not compress, so that sizes mean something.
@@ -505,6 +512,25 @@ mod tests {
                 ControlMessage::decode(&message.encode()).unwrap(),
                 Some(message)
             );
+        }
+    }
+
+    #[test]
+    fn a_generation_near_overflow_is_refused() {
+        let held = |number: u64| {
+            let digest = Digest::of(b"set");
+            DeviceMessage::Accepted(Held {
+                generation: number.into(),
+                digest,
+            })
+            .encode()
+        };
+        assert!(DeviceMessage::decode(&held(1 << 62)).is_ok());
+        for number in [(1 << 62) + 1, i64::MAX as u64, u64::MAX] {
+            assert!(matches!(
+                DeviceMessage::decode(&held(number)),
+                Err(DecodeError::Field("generation"))
+            ));
         }
     }
 

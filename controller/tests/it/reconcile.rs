@@ -1,0 +1,8 @@
+//! From a commit in a real repo to desired states in a real store. Only the builds are not kustomize's: they
+//! are counted, and can be made to hang or fail.
+
+mod devices;
+mod random;
+mod render;
+mod revisions;
+mod world;
