@@ -1,6 +1,11 @@
 //! How often one may try to enrol.
 
-use std::{collections::HashMap, net::IpAddr, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use longshore_protocol::TokenId;
 use tokio::time::Instant;
@@ -24,6 +29,7 @@ const BY_TOKEN: Rate = Rate {
 };
 /// How many addresses or tokens are remembered; past that, those that are full again are forgotten.
 const MAX_BUCKETS: usize = 10_000;
+const SWEEP: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Bucket {
@@ -34,14 +40,25 @@ struct Bucket {
 #[derive(Debug)]
 struct Buckets<K> {
     rate: Rate,
-    buckets: Mutex<HashMap<K, Bucket>>,
+    state: Mutex<State<K>>,
+}
+
+#[derive(Debug)]
+struct State<K> {
+    buckets: HashMap<K, Bucket>,
+    /// When full buckets were forgotten last; that looks at all of them, so it is done once a second at most.
+    swept: Option<Instant>,
 }
 
 impl<K: std::hash::Hash + Eq> Buckets<K> {
     fn new(rate: Rate) -> Self {
+        let state = State {
+            buckets: HashMap::new(),
+            swept: None,
+        };
         Self {
             rate,
-            buckets: Mutex::default(),
+            state: Mutex::new(state),
         }
     }
 
@@ -53,14 +70,15 @@ impl<K: std::hash::Hash + Eq> Buckets<K> {
             let refilled = now.duration_since(bucket.at).as_secs_f64() * per_second;
             (bucket.level + refilled).min(burst)
         };
-        let mut buckets = self
-            .buckets
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { buckets, swept } = &mut *state;
         if buckets.len() >= MAX_BUCKETS && !buckets.contains_key(&key) {
-            buckets.retain(|_, bucket| level(bucket) < burst);
+            if swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP) {
+                buckets.retain(|_, bucket| level(bucket) < burst);
+                *swept = Some(now);
+            }
             if buckets.len() >= MAX_BUCKETS {
-                return Err(Duration::from_secs(1));
+                return Err(SWEEP);
             }
         }
         let bucket = buckets.entry(key).or_insert(Bucket {
@@ -137,7 +155,7 @@ mod tests {
         for n in 0..20_000_u32 {
             let _over_the_bound = limits.failed_try(IpAddr::V4(n.into()));
         }
-        assert!(limits.failed.buckets.lock().unwrap().len() <= MAX_BUCKETS);
+        assert!(limits.failed.state.lock().unwrap().buckets.len() <= MAX_BUCKETS);
         tokio::time::advance(Duration::from_mins(1)).await;
         limits.failed_try(IpAddr::V4(50_000.into())).unwrap();
     }

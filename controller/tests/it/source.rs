@@ -31,7 +31,9 @@ impl Mirrored {
             trusted,
             ..crate::store::samples::fleet("default", "shops")
         };
-        let mirror = Mirror::open(directory.path().join("m.git"), &fleet).await.unwrap();
+        let mirror = Mirror::open(directory.path().join("m.git"), &fleet)
+            .await
+            .unwrap();
         Self { mirror, directory }
     }
 

@@ -28,7 +28,10 @@ async fn a_fetch_finds_the_tip_and_its_first_line() {
     let mirrored = Mirrored::of(&repo, "main").await;
     let tracked = mirrored.mirror.fetch().await.unwrap().tracked.unwrap();
     assert_eq!(tracked.id, tip);
-    assert_eq!((&*tracked.summary, &*tracked.author), ("Change something", "A Person"));
+    assert_eq!(
+        (&*tracked.summary, &*tracked.author),
+        ("Change something", "A Person")
+    );
     let refs = git(&mirrored.path(), &["for-each-ref", "--format=%(refname)"]);
     assert_eq!(refs, "refs/longshore/tracked\n", "nothing else is mirrored");
 }
@@ -45,7 +48,11 @@ async fn rewritten_history_and_lost_branches_are_followed() {
     assert_eq!(refs.tracked.unwrap().id, other);
     repo.delete("main");
     assert_eq!(mirrored.mirror.fetch().await.unwrap().tracked, None);
-    assert_eq!(mirrored.mirror.fetch().await.unwrap().tracked, None, "and again");
+    assert_eq!(
+        mirrored.mirror.fetch().await.unwrap().tracked,
+        None,
+        "and again"
+    );
     let back = repo.commit("main", &[("c", Some("1"))]);
     let refs = mirrored.mirror.fetch().await.unwrap();
     assert_eq!(refs.tracked.unwrap().id, back);
@@ -86,7 +93,11 @@ async fn a_branchs_name_may_have_slashes() {
         .commit(Some(tip), vec![edit("b", Some("1"))], "Add b".to_owned())
         .await
         .unwrap();
-    mirrored.mirror.push_tracked(commit, Some(tip)).await.unwrap();
+    mirrored
+        .mirror
+        .push_tracked(commit, Some(tip))
+        .await
+        .unwrap();
     assert_eq!(repo.tip("release/2026.10/eu"), Some(commit));
 }
 
@@ -133,14 +144,26 @@ async fn a_push_that_lost_a_race_says_so() {
 
     // A branch that is to be new, and is not.
     let device = name("device-1");
-    mirror.push_enrollment(&device, Some(ours), None).await.unwrap();
-    let error = mirror.push_enrollment(&device, Some(tip), None).await.unwrap_err();
+    mirror
+        .push_enrollment(&device, Some(ours), None)
+        .await
+        .unwrap();
+    let error = mirror
+        .push_enrollment(&device, Some(tip), None)
+        .await
+        .unwrap_err();
     assert!(error.is_race(), "{error:?}");
     // One that is to be deleted, and moved; and one that is gone already.
-    let error = mirror.push_enrollment(&device, None, Some(tip)).await.unwrap_err();
+    let error = mirror
+        .push_enrollment(&device, None, Some(tip))
+        .await
+        .unwrap_err();
     assert!(error.is_race(), "{error:?}");
     assert_eq!(repo.tip("longshore/enroll/device-1"), Some(ours));
-    mirror.push_enrollment(&device, None, Some(ours)).await.unwrap();
+    mirror
+        .push_enrollment(&device, None, Some(ours))
+        .await
+        .unwrap();
     assert_eq!(repo.tip("longshore/enroll/device-1"), None);
     let again = mirror.push_enrollment(&device, None, Some(ours)).await;
     assert!(again.is_ok() || again.unwrap_err().is_race());
@@ -190,13 +213,20 @@ async fn folders_are_deleted_whole() {
     let repo = Repo::new();
     let tip = repo.commit(
         "main",
-        &[("devices/x/a", Some("1")), ("devices/x/b/c", Some("1")), ("other", Some("1"))],
+        &[
+            ("devices/x/a", Some("1")),
+            ("devices/x/b/c", Some("1")),
+            ("other", Some("1")),
+        ],
     );
     let mirrored = Mirrored::of(&repo, "main").await;
     let mirror = &mirrored.mirror;
     mirror.fetch().await.unwrap();
     let edits = vec![edit("devices/x", None), edit("new/file", Some("2"))];
-    let commit = mirror.commit(Some(tip), edits, "Delete x".to_owned()).await.unwrap();
+    let commit = mirror
+        .commit(Some(tip), edits, "Delete x".to_owned())
+        .await
+        .unwrap();
     mirror.push_tracked(commit, Some(tip)).await.unwrap();
     let files = repo.git(&["ls-tree", "-r", "-t", "--name-only", "main"]);
     assert_eq!(files, "new\nnew/file\nother\n");
@@ -215,9 +245,16 @@ async fn a_merge_joins_both_sides_or_says_that_they_conflict() {
     let mirrored = Mirrored::of(&repo, "main").await;
     let mirror = &mirrored.mirror;
     mirror.fetch().await.unwrap();
-    let conflict = mirror.merge(ours, conflicting, "No".to_owned()).await.unwrap();
+    let conflict = mirror
+        .merge(ours, conflicting, "No".to_owned())
+        .await
+        .unwrap();
     assert_eq!(conflict, None);
-    let merged = mirror.merge(ours, theirs, "Merge".to_owned()).await.unwrap().unwrap();
+    let merged = mirror
+        .merge(ours, theirs, "Merge".to_owned())
+        .await
+        .unwrap()
+        .unwrap();
     mirror.push_tracked(merged, Some(ours)).await.unwrap();
     assert_eq!(repo.read("main", "a").as_deref(), Some("2"));
     assert_eq!(repo.read("main", "b").as_deref(), Some("2"));
@@ -233,7 +270,12 @@ async fn the_mirrors_hooks_do_not_run() {
     let ran = mirrored.directory.path().join("ran");
     let hooks = mirrored.path().join("hooks");
     fs::create_dir_all(&hooks).unwrap();
-    for hook in ["pre-push", "reference-transaction", "post-merge", "pre-auto-gc"] {
+    for hook in [
+        "pre-push",
+        "reference-transaction",
+        "post-merge",
+        "pre-auto-gc",
+    ] {
         let file = hooks.join(hook);
         fs::write(&file, format!("#!/bin/sh\ntouch '{}'\n", ran.display())).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
@@ -259,7 +301,12 @@ async fn a_lock_that_a_killed_git_left_behind_is_no_end() {
     let tip = repo.commit("main", &[("a", Some("2"))]);
     let path = mirrored.path();
     fs::create_dir_all(path.join("refs/longshore/enroll")).unwrap();
-    for lock in ["refs/longshore/tracked.lock", "packed-refs.lock", "shallow.lock", "HEAD.lock"] {
+    for lock in [
+        "refs/longshore/tracked.lock",
+        "packed-refs.lock",
+        "shallow.lock",
+        "HEAD.lock",
+    ] {
         fs::write(path.join(lock), "").unwrap();
     }
     // The controller is started again.
@@ -303,7 +350,11 @@ async fn a_tenant_reads_nothing_of_this_machine() {
     let repo = Repo::new();
     repo.commit("main", &[("a", Some("1"))]);
     let path = repo.path().display().to_string();
-    for url in [path.clone(), format!("file://{path}"), format!("localhost:{path}")] {
+    for url in [
+        path.clone(),
+        format!("file://{path}"),
+        format!("localhost:{path}"),
+    ] {
         let mirrored = Mirrored::at(&url, "main", false).await;
         let error = mirrored.mirror.fetch().await.unwrap_err();
         assert!(error.to_string().contains("not allowed"), "{url}: {error}");
@@ -327,7 +378,14 @@ async fn a_branch_that_is_another_thing_than_text_is_still_read() {
     bytes.extend(b"\xff\xfe");
     let file = repo.path().join("raw");
     fs::write(&file, bytes).unwrap();
-    let id = repo.git(&["hash-object", "-t", "commit", "-w", "--literally", file.to_str().unwrap()]);
+    let id = repo.git(&[
+        "hash-object",
+        "-t",
+        "commit",
+        "-w",
+        "--literally",
+        file.to_str().unwrap(),
+    ]);
     repo.git(&["update-ref", "refs/heads/main", id.trim()]);
     let mirrored = Mirrored::of(&repo, "main").await;
     let tracked = mirrored.mirror.fetch().await.unwrap().tracked.unwrap();

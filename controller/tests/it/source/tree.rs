@@ -1,6 +1,12 @@
 //! A commit's tree, against what `git ls-tree` says of it.
 
-use std::{collections::BTreeMap, ffi::OsStr, fs, os::unix::ffi::OsStrExt as _, os::unix::fs::{PermissionsExt as _, symlink}};
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs,
+    os::unix::ffi::OsStrExt as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
+};
 
 use longshore_fleet::{ContentId, EntryKind, RepoPath, Tree as _};
 
@@ -25,9 +31,32 @@ async fn it_says_what_git_says() {
     git(root, &["add", "--all"]);
     // A submodule needs no repo behind it to stand in a tree.
     let id = "0123456789012345678901234567890123456789";
-    git(root, &["update-index", "--add", "--cacheinfo", &format!("160000,{id},module")]);
-    git(root, &["-c", "user.name=x", "-c", "user.email=x@example.com", "commit", "--quiet", "-m", "All"]);
-    git(root, &["push", "--quiet", repo.path().to_str().unwrap(), "main"]);
+    git(
+        root,
+        &[
+            "update-index",
+            "--add",
+            "--cacheinfo",
+            &format!("160000,{id},module"),
+        ],
+    );
+    git(
+        root,
+        &[
+            "-c",
+            "user.name=x",
+            "-c",
+            "user.email=x@example.com",
+            "commit",
+            "--quiet",
+            "-m",
+            "All",
+        ],
+    );
+    git(
+        root,
+        &["push", "--quiet", repo.path().to_str().unwrap(), "main"],
+    );
 
     let mirrored = Mirrored::of(&repo, "main").await;
     let tip = mirrored.mirror.fetch().await.unwrap().tracked.unwrap().id;
@@ -39,7 +68,11 @@ async fn it_says_what_git_says() {
         .output()
         .unwrap();
     let mut truth = BTreeMap::new();
-    for line in output.stdout.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
+    for line in output
+        .stdout
+        .split(|byte| *byte == 0)
+        .filter(|line| !line.is_empty())
+    {
         let tab = line.iter().position(|byte| *byte == b'\t').unwrap();
         let head = std::str::from_utf8(&line[..tab]).unwrap();
         let fields: Vec<_> = head.split_whitespace().map(str::to_owned).collect();
@@ -92,7 +125,10 @@ async fn it_says_what_git_says() {
     let module = seen[b"module".as_slice()];
     tree.blob(module.id).unwrap_err();
     tree.size(module.id).unwrap_err();
-    assert_eq!(tree.entry(&RepoPath::root()).unwrap().unwrap().kind, EntryKind::Directory);
+    assert_eq!(
+        tree.entry(&RepoPath::root()).unwrap().unwrap().kind,
+        EntryKind::Directory
+    );
     let nowhere = RepoPath::root().join("no").join("where");
     assert_eq!(tree.entry(&nowhere).unwrap(), None);
     assert!(tree.list(&nowhere).unwrap().is_empty());

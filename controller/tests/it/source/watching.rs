@@ -3,7 +3,11 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use longshore_controller::source::{Observation, Source};
-use tokio::{sync::{Notify, watch}, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::Mirrored;
@@ -42,7 +46,9 @@ impl Running {
 
     async fn sees(&mut self, what: &str, is_so: impl Fn(&Observation) -> bool) -> Observation {
         let seen = tokio::time::timeout(DEADLINE, self.observation.wait_for(is_so)).await;
-        seen.unwrap_or_else(|_| panic!("not in time: {what}")).unwrap().clone()
+        seen.unwrap_or_else(|_| panic!("not in time: {what}"))
+            .unwrap()
+            .clone()
     }
 
     async fn sees_tip(&mut self, tip: git2::Oid) {
@@ -55,7 +61,10 @@ impl Running {
 
     async fn stop(self) {
         self.shutdown.cancel();
-        tokio::time::timeout(DEADLINE, self.task).await.unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, self.task)
+            .await
+            .unwrap()
+            .unwrap();
     }
 }
 
@@ -80,7 +89,9 @@ async fn a_local_repo_is_looked_at_as_soon_as_it_changes() {
     repo.point("longshore/enroll/device-1", tip);
     running
         .sees("the branch", |seen| {
-            seen.refs.as_ref().is_some_and(|refs| refs.enrollment.len() == 1)
+            seen.refs
+                .as_ref()
+                .is_some_and(|refs| refs.enrollment.len() == 1)
         })
         .await;
     assert!(started.elapsed() < Duration::from_secs(10));
@@ -127,7 +138,9 @@ async fn what_was_fetched_before_is_in_force_while_the_repo_is_away() {
     let away = repo.path().with_extension("away");
     std::fs::rename(repo.path(), &away).unwrap();
     let mut running = Running::start(mirrored, Some(repo.path()), NEVER);
-    let seen = running.sees("the problem", |seen| seen.problem.is_some()).await;
+    let seen = running
+        .sees("the problem", |seen| seen.problem.is_some())
+        .await;
     assert_eq!(seen.refs.unwrap().tracked.unwrap().id, first);
     std::fs::rename(&away, repo.path()).unwrap();
     let tip = repo.commit("main", &[("a", Some("2"))]);
@@ -147,7 +160,9 @@ async fn a_repo_that_does_not_answer_is_asked_less_and_less_often() {
     std::fs::rename(repo.path(), &away).unwrap();
     let path = mirrored.path();
     let mut running = Running::start(mirrored, None, NEVER);
-    running.sees("the problem", |seen| seen.problem.is_some()).await;
+    running
+        .sees("the problem", |seen| seen.problem.is_some())
+        .await;
     // The problem is the same each time, so what tells of a try is that the mirror is gone for it.
     let mut pauses = Vec::new();
     let mut moved = path.with_extension("moved");
