@@ -65,7 +65,11 @@ impl Source {
         }
         loop {
             // A poke that comes during the fetch makes another one.
-            match self.mirror.fetch().await {
+            let fetched = tokio::select! {
+                () = shutdown.cancelled() => return,
+                fetched = self.mirror.fetch() => fetched,
+            };
+            match fetched {
                 Ok(refs) => {
                     if failures > 0 {
                         info!("the repo answers again");

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 /// A fetch or push that takes longer is ended.
-const DEADLINE: Duration = Duration::from_mins(2);
+pub(super) const DEADLINE: Duration = Duration::from_mins(2);
 /// How much of what the program prints is kept.
 const MAX_OUTPUT: u64 = 64 * 1024;
 
@@ -44,6 +44,11 @@ impl GitError {
     /// Whether the remote says that a branch does not exist.
     pub fn is_missing_branch(&self) -> bool {
         matches!(self, Self::Refused { message, .. } if message.contains("couldn't find remote ref"))
+    }
+
+    /// Whether a lock in the mirror was in the way.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Refused { message, .. } if message.contains(".lock': File exists"))
     }
 
     /// Whether the remote refuses a push because the branch moved in between.

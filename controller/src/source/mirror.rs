@@ -5,12 +5,14 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use git2::{FileMode, Oid, Repository, RepositoryInitOptions, Signature, build::TreeUpdateBuilder};
 use longshore_protocol::DeviceName;
+use tracing::warn;
 
 use super::{
     git::{self, GitError, Trust},
@@ -90,6 +92,15 @@ impl Mirror {
 
     /// Brings the mirror up to date. A tracked branch that was deleted, or an empty repo, is no error.
     pub async fn fetch(&self) -> Result<Refs, GitError> {
+        match self.fetch_once().await {
+            Err(error) if error.is_locked() && self.break_stale_locks().await? => {
+                self.fetch_once().await
+            }
+            done => done,
+        }
+    }
+
+    async fn fetch_once(&self) -> Result<Refs, GitError> {
         let tracked = format!("+refs/heads/{}:{TRACKED}", self.branch);
         let enrollment = format!("+refs/heads/{ENROLL_BRANCHES}*:{ENROLL}*");
         match self.fetch_refs(&[&tracked, &enrollment]).await {
@@ -125,6 +136,41 @@ impl Mirror {
         ];
         git::run(&self.directory, self.trust, arguments.iter().chain(refs)).await?;
         Ok(())
+    }
+
+    /// Removes the locks that a killed `git` left behind; tells whether there were any.
+    async fn break_stale_locks(&self) -> Result<bool, GitError> {
+        self.blocking(|mirror| {
+            let mut folders = vec![mirror.directory.join("refs")];
+            let mut files: Vec<_> = ["HEAD.lock", "packed-refs.lock", "shallow.lock"]
+                .map(|lock| mirror.directory.join(lock))
+                .into();
+            while let Some(folder) = folders.pop() {
+                for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                    let path = entry.path();
+                    if path.is_dir() {
+                        folders.push(path);
+                    } else if path
+                        .extension()
+                        .is_some_and(|extension| extension == "lock")
+                    {
+                        files.push(path);
+                    }
+                }
+            }
+            // No `git` of ours lives that long, so an older lock is nobody's.
+            let is_stale = |path: &PathBuf| {
+                let written = fs::metadata(path).and_then(|file| file.modified());
+                written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > git::DEADLINE))
+            };
+            let mut broken = false;
+            for lock in files.iter().filter(|lock| is_stale(lock)) {
+                warn!(lock = %lock.display(), "a killed git left its lock behind");
+                broken |= fs::remove_file(lock).is_ok();
+            }
+            Ok(broken)
+        })
+        .await
     }
 
     /// What the last fetch found.

@@ -1,6 +1,7 @@
 //! A bare Git repo, changed as its owners would change it.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -45,12 +46,6 @@ impl Repo {
             .ok()
     }
 
-    /// Its branches.
-    pub fn branches(&self) -> Vec<String> {
-        let listed = self.git(&["for-each-ref", "--format=%(refname:short)", "refs/heads/"]);
-        listed.lines().map(str::to_owned).collect()
-    }
-
     /// What a branch has at `path`.
     pub fn read(&self, branch: &str, path: &str) -> Option<String> {
         let repo = self.open();
@@ -80,23 +75,21 @@ impl Repo {
     ) -> Oid {
         let repo = self.open();
         let parent = parent.map(|id| repo.find_commit(id).unwrap());
-        let base = match &parent {
-            Some(parent) => parent.tree().unwrap(),
-            None => {
-                let empty = repo.treebuilder(None).unwrap().write().unwrap();
-                repo.find_tree(empty).unwrap()
-            }
+        let base = if let Some(parent) = &parent {
+            parent.tree().unwrap()
+        } else {
+            let empty = repo.treebuilder(None).unwrap().write().unwrap();
+            repo.find_tree(empty).unwrap()
         };
+        // Of several edits of a file, the last one counts.
+        let edits: BTreeMap<_, _> = edits.iter().map(|(path, it)| (path.as_ref(), it)).collect();
         let mut builder = TreeUpdateBuilder::new();
         for (path, content) in edits {
-            match content {
-                Some(content) => {
-                    let blob = repo.blob(content.as_ref().as_bytes()).unwrap();
-                    builder.upsert(path.as_ref(), blob, FileMode::Blob);
-                }
-                None => {
-                    builder.remove(path.as_ref());
-                }
+            if let Some(content) = content {
+                let blob = repo.blob(content.as_ref().as_bytes()).unwrap();
+                builder.upsert(path, blob, FileMode::Blob);
+            } else if base.get_path(path.as_ref()).is_ok() {
+                builder.remove(path);
             }
         }
         let tree = builder.create_updated(&repo, &base).unwrap();

@@ -25,9 +25,7 @@ async fn many_commits_end_where_a_fresh_start_ends() {
         let changes: Vec<_> = (0..chance.random_range(1..4))
             .map(|_| change(&mut chance, &mut living))
             .collect();
-        // The later change of a file counts.
-        let changes: BTreeMap<_, _> = changes.into_iter().flatten().collect();
-        let changes: Vec<_> = changes.into_iter().collect();
+        let changes = changes.concat();
         last = world.push(&changes).to_string();
         if round % 4 == 0 {
             world.settled(&last).await;
@@ -47,19 +45,26 @@ async fn many_commits_end_where_a_fresh_start_ends() {
         }
     }
     world.settled(&last).await;
-    let ended = outcome(&world).await;
-    world.stop().await;
+    assert!(world.status().await.problems.is_empty());
 
-    let World { repo, .. } = world;
-    let fresh = World::of(repo).await;
+    // What this one finds first, it finds without any history.
+    let fresh = World::of(world.repo.clone()).await;
     fresh
         .enroll((1..=DEVICES).map(|n| active(&shops(), n)))
         .await;
     fresh.settled(&last).await;
-    let expected = &ended;
     fresh
-        .until("a fresh start comes to the same", async || {
-            outcome(&fresh).await == *expected
+        .until("every device is decided on", async || {
+            let views = fresh.views().await;
+            views
+                .iter()
+                .all(|view| view.device.state != DeviceState::Active || view.desired.is_some())
+        })
+        .await;
+    let expected = outcome(&fresh).await;
+    world
+        .until("it comes to the same as a fresh start", async || {
+            outcome(&world).await == expected
         })
         .await;
 }
@@ -91,6 +96,8 @@ fn change(chance: &mut StdRng, living: &mut BTreeSet<u32>) -> Vec<Change> {
         .choose(chance)
         .unwrap();
     let name = format!("device-{n}");
+    let folder = format!("devices/{name}");
+    let own = format!("{folder}/kustomization.yaml");
     match chance.random_range(0..8) {
         0 => vec![write("base/all.yaml", format!("all: {value}"))],
         1 => vec![write(
@@ -102,10 +109,9 @@ fn change(chance: &mut StdRng, living: &mut BTreeSet<u32>) -> Vec<Change> {
             format!("gateway: {value}"),
         )],
         3 => vec![write("README.md", format!("{value}"))],
-        4 => vec![file(n, &name, Some("gateway"))],
-        5 => vec![file(n, &name, Some("kiosk"))],
+        4 => vec![file(n, &name, Some("gateway")), delete(&own)],
+        5 => vec![file(n, &name, Some("kiosk")), delete(&own)],
         6 => {
-            let folder = format!("devices/{name}");
             vec![
                 file(n, &name, None),
                 overlay(&folder, &["../../groups/kiosk", "own.yaml"]),
@@ -114,9 +120,11 @@ fn change(chance: &mut StdRng, living: &mut BTreeSet<u32>) -> Vec<Change> {
         }
         _ if living.len() > 5 && value == 0 => {
             living.remove(&n);
-            // After what the same commit may do to it.
-            vec![delete(&format!("devices/{name}"))]
+            let files = ["device.yaml", "kustomization.yaml", "own.yaml"];
+            files
+                .map(|file| delete(&format!("{folder}/{file}")))
+                .to_vec()
         }
-        _ => vec![kiosk(n)],
+        _ => vec![kiosk(n), delete(&own)],
     }
 }

@@ -45,11 +45,10 @@ pub fn delete(path: &str) -> Change {
 
 /// A kustomization of these resources.
 pub fn overlay(folder: &str, resources: &[&str]) -> Change {
-    let resources: String = resources.iter().map(|it| format!("\n  - {it}")).collect();
     let resources = if resources.is_empty() {
         " []".to_owned()
     } else {
-        resources
+        format!("\n  - {}", resources.join("\n  - "))
     };
     write(
         &format!("{folder}/kustomization.yaml"),
@@ -106,7 +105,7 @@ pub fn active(fleet: &FleetId, n: u32) -> Device {
 /// What lives across restarts.
 #[derive(Debug)]
 pub struct World {
-    pub repo: Repo,
+    pub repo: Arc<Repo>,
     pub builder: Arc<Builder>,
     pub store: Store,
     pub fleets: Arc<Fleets>,
@@ -128,11 +127,11 @@ impl World {
     pub async fn new(files: &[Change]) -> Self {
         let repo = Repo::new();
         repo.commit("main", files);
-        Self::of(repo).await
+        Self::of(Arc::new(repo)).await
     }
 
     /// With the fleet `default/shops` in this repo.
-    pub async fn of(repo: Repo) -> Self {
+    pub async fn of(repo: Arc<Repo>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::embedded(directory.path()).await.unwrap();
         let builder = Arc::<Builder>::default();
@@ -220,22 +219,18 @@ impl World {
         commit
     }
 
-    /// Pushes a commit, and waits until it is in force and nothing is being built.
+    /// Pushes a commit, and waits until it is in force; builds that it needs may still run.
     pub async fn apply(&self, changes: &[Change]) -> String {
         let commit = self.push(changes).to_string();
         self.settled(&commit).await;
         commit
     }
 
-    /// Waits until a commit is in force, and nothing is being built.
+    /// Waits until a commit is in force, and every device was built once or failed to.
     pub async fn settled(&self, commit: &str) {
         self.until("the commit is in force", async || {
             self.status().await.revision.as_deref() == Some(commit)
-                && self
-                    .views()
-                    .await
-                    .iter()
-                    .all(|view| is_settled(view, commit))
+                && self.views().await.iter().all(is_settled)
         })
         .await;
     }
@@ -327,8 +322,8 @@ impl World {
     }
 }
 
-/// Whether nothing is to come for an active device without another commit.
-fn is_settled(view: &DeviceView, _commit: &str) -> bool {
+/// Whether something is known of an active device. While a later build runs, that stays as it is.
+fn is_settled(view: &DeviceView) -> bool {
     let rendered = view
         .device
         .conditions
@@ -359,7 +354,7 @@ fn start(
     );
     let fleets = Fleets::new(
         mirrors,
-        Duration::from_secs(3600),
+        Duration::from_hours(1),
         store.clone(),
         builds,
         hub.clone(),

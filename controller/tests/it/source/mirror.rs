@@ -1,6 +1,10 @@
 //! Fetching and pushing.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, SystemTime},
+};
 
 use longshore_controller::source::mirror::Edit;
 use longshore_protocol::DeviceName;
@@ -301,24 +305,18 @@ async fn a_lock_that_a_killed_git_left_behind_is_no_end() {
     let tip = repo.commit("main", &[("a", Some("2"))]);
     let path = mirrored.path();
     fs::create_dir_all(path.join("refs/longshore/enroll")).unwrap();
-    for lock in [
-        "refs/longshore/tracked.lock",
-        "packed-refs.lock",
-        "shallow.lock",
-        "HEAD.lock",
-    ] {
+    let locks = ["refs/longshore/tracked.lock", "packed-refs.lock"];
+    for lock in locks {
         fs::write(path.join(lock), "").unwrap();
     }
-    // The controller is started again.
-    let fleet = longshore_controller::store::fleets::Fleet {
-        repo: repo.path().display().to_string(),
-        trusted: true,
-        ..crate::store::samples::fleet("default", "shops")
-    };
-    let mirror = longshore_controller::source::mirror::Mirror::open(path, &fleet)
-        .await
-        .unwrap();
-    let refs = mirror.fetch().await.unwrap();
+    let error = mirrored.mirror.fetch().await.unwrap_err();
+    assert!(error.is_locked(), "somebody may hold it still: {error}");
+    let long_ago = SystemTime::now() - Duration::from_mins(10);
+    for lock in locks {
+        let file = fs::File::options().write(true).open(path.join(lock));
+        file.unwrap().set_modified(long_ago).unwrap();
+    }
+    let refs = mirrored.mirror.fetch().await.unwrap();
     assert_eq!(refs.tracked.unwrap().id, tip);
     assert_eq!(refs.enrollment.len(), 1);
 }
