@@ -110,6 +110,7 @@ pub struct World {
     pub store: Store,
     pub fleets: Arc<Fleets>,
     pub hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
     tasks: Tasks,
     directory: TempDir,
     followed: BTreeMap<FleetId, Fleet>,
@@ -136,13 +137,16 @@ impl World {
         let store = Store::embedded(directory.path()).await.unwrap();
         let builder = Arc::<Builder>::default();
         let hub = Arc::<Hub>::default();
-        let (fleets, tasks) = start(&store, &builder, &hub, directory.path().join("mirrors"));
+        let metrics = Arc::<Metrics>::default();
+        let mirrors = directory.path().join("mirrors");
+        let (fleets, tasks) = start(&store, &builder, &hub, &metrics, mirrors);
         let mut world = Self {
             repo,
             builder,
             store,
             fleets,
             hub,
+            metrics,
             tasks,
             directory,
             followed: BTreeMap::new(),
@@ -195,7 +199,13 @@ impl World {
     pub async fn restart(&mut self) {
         self.stop().await;
         let mirrors = self.directory.path().join("mirrors");
-        (self.fleets, self.tasks) = start(&self.store, &self.builder, &self.hub, mirrors);
+        (self.fleets, self.tasks) = start(
+            &self.store,
+            &self.builder,
+            &self.hub,
+            &self.metrics,
+            mirrors,
+        );
         for fleet in self.followed.values() {
             self.fleets.follow(fleet).await.unwrap();
         }
@@ -231,6 +241,17 @@ impl World {
         self.until("the commit is in force", async || {
             self.status().await.revision.as_deref() == Some(commit)
                 && self.views().await.iter().all(is_settled)
+        })
+        .await;
+    }
+
+    /// Waits until a pass that began after this call has ended. For a world of one fleet.
+    pub async fn passes(&self) {
+        // The pass that is under way may have begun before.
+        let enough = self.metrics.reconciliations.get() + 2;
+        self.until("passes end", async || {
+            self.fleets.poke(&shops());
+            self.metrics.reconciliations.get() >= enough
         })
         .await;
     }
@@ -337,6 +358,7 @@ fn start(
     store: &Store,
     builder: &Arc<Builder>,
     hub: &Arc<Hub>,
+    metrics: &Arc<Metrics>,
     mirrors: PathBuf,
 ) -> (Arc<Fleets>, Tasks) {
     let (tasks, mut ended) = Tasks::new(CancellationToken::new());
@@ -345,7 +367,6 @@ fn start(
             panic!("{part} ended");
         }
     });
-    let metrics = Arc::<Metrics>::default();
     let builds = Builds::new(
         builder.clone(),
         store.clone(),
@@ -358,7 +379,7 @@ fn start(
         store.clone(),
         builds,
         hub.clone(),
-        metrics,
+        metrics.clone(),
         tasks.clone(),
     );
     (Arc::new(fleets), tasks)
