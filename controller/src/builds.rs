@@ -23,7 +23,10 @@ use crate::{
     clock,
     error::chain,
     metrics::Metrics,
-    store::{Store, content},
+    store::{
+        Store, StoreError,
+        content::{self, Build},
+    },
 };
 
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -41,7 +44,7 @@ pub enum Standing {
 }
 
 #[derive(Debug)]
-struct Build {
+struct Job {
     waiting: Vec<Arc<Notify>>,
     running: bool,
     failure: Option<(String, Instant, Duration)>,
@@ -54,7 +57,7 @@ pub struct Builds {
     store: Store,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
-    under_way: Arc<Mutex<HashMap<Key, Build>>>,
+    under_way: Arc<Mutex<HashMap<Key, Job>>>,
 }
 
 impl Builds {
@@ -93,7 +96,7 @@ impl Builds {
             .under_way
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let build = builds.entry(key.clone()).or_insert_with(|| Build {
+        let build = builds.entry(key.clone()).or_insert_with(|| Job {
             waiting: Vec::new(),
             running: false,
             failure: None,
@@ -156,13 +159,27 @@ impl Builds {
         self.finish(&key, failure);
     }
 
+    /// Whether the store has what the build gave, whole.
     async fn is_known(&self, (tenant, input): &Key) -> bool {
         let look = async {
             let mut db = self.store.read().await?;
-            content::builds(&mut db, tenant, &[*input]).await
+            Ok::<_, StoreError>(
+                match content::builds(&mut db, tenant, &[*input])
+                    .await?
+                    .get(input)
+                {
+                    None => false,
+                    Some(Build::Failed(_)) => true,
+                    Some(Build::Objects(digests)) => {
+                        let objects =
+                            content::objects(&mut db, tenant, digests.iter().copied()).await?;
+                        digests.iter().all(|digest| objects.contains_key(digest))
+                    }
+                },
+            )
         };
         // A store that does not answer now is asked again when the build is to be remembered.
-        look.await.is_ok_and(|builds| !builds.is_empty())
+        look.await.unwrap_or(false)
     }
 
     async fn remember(
@@ -174,7 +191,7 @@ impl Builds {
             let mut db = self.store.write().await?;
             content::put_build(&mut db, tenant, *input, build, clock::now_ms()).await?;
             db.commit().await?;
-            Ok::<_, crate::store::StoreError>(())
+            Ok::<_, StoreError>(())
         };
         match put.await {
             Ok(()) => None,

@@ -1,6 +1,6 @@
 //! `longshore-controller`: reads the settings and runs.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 use longshore_controller::{
@@ -34,7 +34,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into(), 1),
     };
-    match runtime.block_on(run::run(config)) {
+    let result = runtime.block_on(run::run(config));
+    // Blocking work that is still under way, such as the reading of a huge tree, must not keep us here.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.into(), 1),
     }

@@ -37,7 +37,9 @@ pub struct Current {
 pub enum Wanted {
     /// To run this.
     Set(Arc<ManifestSet>),
-    /// Nothing that is known: the overlay is broken, or still being built.
+    /// It will be known when a build that is under way has ended.
+    Building,
+    /// Nothing that is known: the overlay is broken.
     Unknown,
     /// To be gone: its folder was deleted, or names another key.
     Gone,
@@ -81,13 +83,21 @@ enum Step {
 }
 
 /// Plans one commit for one fleet.
+///
+/// Builds of one commit end one by one, and each may turn out to be empty. So that the guard counts a commit and
+/// not a moment, sets become empty only when the builds that could add to them have ended.
 pub fn plan(candidates: Vec<Candidate>, guard: Guard) -> Plan {
+    let building = candidates
+        .iter()
+        .filter(|candidate| may_become_empty(candidate))
+        .count();
     let steps: Vec<_> = candidates.into_iter().filter_map(step).collect();
     let removals = steps
         .iter()
         .filter(|step| !matches!(step, Step::Move(_)))
         .count();
     let hold = removals > guard.max_removals && !guard.confirmed;
+    let wait = removals + building > guard.max_removals && !guard.confirmed;
     let mut plan = Plan::default();
     for step in steps {
         match step {
@@ -97,6 +107,7 @@ pub fn plan(candidates: Vec<Candidate>, guard: Guard) -> Plan {
                     removal: "Empty".to_owned(),
                 });
             }
+            Step::Empty(..) if wait => {}
             Step::Move(change) | Step::Empty(_, change) => plan.moves.push(change),
             Step::Decommission(device, _) if hold => {
                 plan.held.push(HeldRemoval {
@@ -110,6 +121,11 @@ pub fn plan(candidates: Vec<Candidate>, guard: Guard) -> Plan {
     plan
 }
 
+fn may_become_empty(candidate: &Candidate) -> bool {
+    matches!(candidate.wanted, Wanted::Building)
+        && candidate.current.is_some_and(|current| !current.empty)
+}
+
 fn step(candidate: Candidate) -> Option<Step> {
     let Candidate {
         id,
@@ -118,7 +134,7 @@ fn step(candidate: Candidate) -> Option<Step> {
         wanted,
     } = candidate;
     let set = match wanted {
-        Wanted::Unknown => return None,
+        Wanted::Building | Wanted::Unknown => return None,
         Wanted::Gone => return Some(Step::Decommission(name, id)),
         Wanted::Set(set) => set,
     };
@@ -251,6 +267,28 @@ mod tests {
             (confirmed.decommissions.len(), confirmed.held.len()),
             (1, 0)
         );
+    }
+
+    #[test]
+    fn a_set_becomes_empty_only_when_the_builds_that_could_add_to_it_have_ended() {
+        let candidates = |others: &Wanted| {
+            (0..4)
+                .map(|n| {
+                    let wanted = if n == 0 {
+                        Wanted::Set(set(0))
+                    } else {
+                        others.clone()
+                    };
+                    candidate(n, Some(current(1, 1)), wanted)
+                })
+                .collect::<Vec<_>>()
+        };
+        let early = plan(candidates(&Wanted::Building), guard(2));
+        assert_eq!((early.moves.len(), early.held.len()), (0, 0));
+        let many = plan(candidates(&Wanted::Set(set(0))), guard(2));
+        assert_eq!((many.moves.len(), many.held.len()), (0, 4));
+        let one = plan(candidates(&Wanted::Unknown), guard(2));
+        assert_eq!((one.moves.len(), one.held.len()), (1, 0));
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Tasks {
         part: impl Future<Output = T> + Send + 'static,
     ) {
         let part = self.tracker.spawn(part);
-        let ended = self.ended.clone();
+        let (ended, shutdown) = (self.ended.clone(), self.shutdown.clone());
         self.tracker.spawn(async move {
             let panicked = match part.await {
                 Ok(_) => false,
@@ -58,8 +58,9 @@ impl Tasks {
                     true
                 }
             };
-            // One end is enough to stop the process, so a full channel says all there is to say.
-            if (is_vital || panicked) && ended.try_send(name).is_err() {
+            let early = is_vital && !shutdown.is_cancelled();
+            // One end is enough to stop the process.
+            if (early || panicked) && ended.try_send(name).is_err() {
                 error!(part = name, "ended too");
             }
         });

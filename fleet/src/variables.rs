@@ -186,7 +186,11 @@ impl Variables {
             let malformed = || SubstituteError::Malformed {
                 object: Box::new(object.clone()),
                 field: field.to_owned(),
-                found: "${".chars().chain(after.chars().take(24)).collect(),
+                // What follows in a Secret is no text for a log.
+                found: match object.kind.as_str() {
+                    "Secret" => "${".to_owned(),
+                    _ => "${".chars().chain(after.chars().take(24)).collect(),
+                },
             };
             let (reference, rest) = after.split_once('}').ok_or_else(malformed)?;
             let (name, default) = match reference.split_once(":=") {

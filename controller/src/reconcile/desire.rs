@@ -67,6 +67,9 @@ struct Trouble {
     is_problem: bool,
 }
 
+/// The reason of a device whose build is under way.
+const BUILDING: &str = "Building";
+
 impl Reconciler {
     pub(super) async fn desire(
         &mut self,
@@ -131,13 +134,18 @@ impl Reconciler {
                         desires.problems.push(trouble.message.clone());
                     }
                     // A build that runs is no news; the last statement stays until it is done.
-                    if trouble.reason != "Building" || conditions.is_empty() {
+                    let is_building = trouble.reason == BUILDING;
+                    if !is_building || conditions.is_empty() {
                         condition::set(
                             &mut conditions,
                             Condition::fails("Rendered", trouble.reason, trouble.message, now),
                         );
                     }
-                    Wanted::Unknown
+                    if is_building {
+                        Wanted::Building
+                    } else {
+                        Wanted::Unknown
+                    }
                 }
             };
             let current = view.desired.as_ref().map(|desired| Current {
@@ -272,7 +280,7 @@ impl Reconciler {
             None => {
                 let message = "the overlay was not looked at".to_owned();
                 return Err(Trouble {
-                    reason: "Building",
+                    reason: BUILDING,
                     message,
                     is_problem: false,
                 });
@@ -294,7 +302,7 @@ impl Reconciler {
             return Err(
                 match builds.start(&fleet.tenant, closure, &reading.tree, poke) {
                     Standing::UnderWay => Trouble {
-                        reason: "Building",
+                        reason: BUILDING,
                         message: "the overlay is being built".to_owned(),
                         is_problem: false,
                     },

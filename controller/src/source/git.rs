@@ -2,6 +2,10 @@
 
 use std::{ffi::OsStr, path::Path, process::Stdio, time::Duration};
 
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, kill_process_group},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::Command,
@@ -90,6 +94,9 @@ pub async fn run<S: AsRef<OsStr>>(
     let mut command = Command::new("git");
     command.args([
         "-c",
+        // What a crash loses here is fetched again.
+        "core.fsync=none",
+        "-c",
         "gc.auto=0",
         "-c",
         "maintenance.auto=false",
@@ -147,6 +154,12 @@ pub async fn run<S: AsRef<OsStr>>(
         .process_group(0)
         .kill_on_drop(true);
     let mut child = command.spawn().map_err(GitError::Start)?;
+    // Git's helpers are its children: with the future, the whole group goes.
+    let mut group = Group(
+        child
+            .id()
+            .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)),
+    );
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let all = async { tokio::join!(read(stdout), read(stderr), child.wait()) };
     let (stdout, stderr, status) =
@@ -155,6 +168,8 @@ pub async fn run<S: AsRef<OsStr>>(
             .map_err(|_elapsed| GitError::TimedOut {
                 operation: operation.clone(),
             })?;
+    // It ended by itself; its number may be another's now.
+    group.0 = None;
     if status.map_err(GitError::Start)?.success() {
         return Ok(stdout);
     }
@@ -169,6 +184,20 @@ pub async fn run<S: AsRef<OsStr>>(
     let last = lines.len().saturating_sub(6);
     let message = lines.get(last..).unwrap_or_default().join("; ");
     Err(GitError::Refused { operation, message })
+}
+
+/// A process group that is killed when this is dropped.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0
+            && let Err(error) = kill_process_group(group, Signal::KILL)
+            && error != Errno::SRCH
+        {
+            tracing::debug!(%error, "git's process group could not be ended");
+        }
+    }
 }
 
 async fn read(pipe: Option<impl AsyncRead + Unpin>) -> String {

@@ -131,6 +131,7 @@ impl Mirror {
             "--no-write-fetch-head",
             "--no-recurse-submodules",
             "--no-auto-maintenance",
+            "--no-show-forced-updates",
             "--",
             &self.remote,
         ];

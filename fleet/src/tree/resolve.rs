@@ -2,11 +2,12 @@
 
 use super::{EntryKind, InvalidPath, RepoPath, Tree, TreeEntry, TreeError};
 
-/// How many symlinks one path may pass, as on Linux.
-pub const MAX_SYMLINKS: usize = 40;
+/// How many symlinks one path may pass: fewer than on Linux, so that a hostile repo cannot make every one of
+/// its references a long walk.
+pub const MAX_SYMLINKS: usize = 8;
 
-/// The longest symlink target that is read, as on Linux.
-const MAX_TARGET: u64 = 4096;
+/// The longest symlink target that is read.
+const MAX_TARGET: u64 = 1024;
 
 /// Where a path led.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -182,7 +182,7 @@ fn each_mistake_holds_back_its_own_device_only() {
         ),
         (
             "spec: {overlay: ../../loop}\n",
-            "devices/bad/device.yaml:5: `spec.overlay`: `loop` passes more than 40 symlinks",
+            "devices/bad/device.yaml:5: `spec.overlay`: `loop` passes more than 8 symlinks",
         ),
     ] {
         let repo = repo()
