@@ -131,7 +131,6 @@ impl Mirror {
             "--no-write-fetch-head",
             "--no-recurse-submodules",
             "--no-auto-maintenance",
-            "--no-show-forced-updates",
             "--",
             &self.remote,
         ];
