@@ -143,6 +143,18 @@ impl Controller {
         self.forget_process();
     }
 
+    /// Kills it for good, and shows its log unless that is to be kept quiet.
+    pub fn end(&mut self) {
+        self.forget_process();
+        if !self.quiet {
+            eprintln!(
+                "---- longshore-controller\n{}",
+                process::tail(&self.log(), process::SHOWN)
+            );
+        }
+        self.quiet = true;
+    }
+
     /// Stops it, and starts it again.
     ///
     /// # Errors
@@ -170,9 +182,6 @@ impl Controller {
     /// Keeps its log to itself at the end.
     pub fn be_quiet(&mut self) {
         self.quiet = true;
-        if let Some(process) = &mut self.process {
-            process.be_quiet(true);
-        }
     }
 
     /// What it printed in all its lives.
@@ -221,12 +230,6 @@ impl Controller {
 
 impl Drop for Controller {
     fn drop(&mut self) {
-        // A dead controller's last words are as telling as a living one's.
-        if self.process.is_none() && !self.quiet {
-            eprintln!(
-                "---- longshore-controller (stopped)\n{}",
-                process::tail(&self.log(), 4096)
-            );
-        }
+        self.end();
     }
 }

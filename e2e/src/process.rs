@@ -12,8 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait::eventually;
 
-/// How much of a log is shown at the end.
-const SHOWN: usize = 16 * 1024;
+/// How much of a log is shown at the end, in bytes.
+pub const SHOWN: usize = 16 * 1024;
 
 /// A running program whose output goes to a file. It stays in our process group, so that whoever ends us by
 /// group ends it too.

@@ -1,6 +1,11 @@
 //! A controller that follows a fleet repo, with everything in one temporary directory.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use longshore_protocol::api::{Approval, CreatedToken};
@@ -26,7 +31,6 @@ pub struct WorldOptions {
 /// A small world.
 #[derive(Debug)]
 pub struct World {
-    // Dropped in this order: first the processes, then the files.
     /// The controller.
     pub controller: Controller,
     /// The fleet repo.
@@ -156,6 +160,21 @@ impl World {
     /// Where it does not.
     pub async fn cli_json(&self, arguments: &[&str]) -> Result<Value> {
         cli::json(self.controller.data_dir(), arguments).await
+    }
+}
+
+impl Drop for World {
+    /// Removes the directory even where a `git` that a killed controller left behind still writes to it.
+    fn drop(&mut self) {
+        self.controller.end();
+        for _ in 0..100 {
+            match fs::remove_dir_all(self.path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                _ => return,
+            }
+        }
     }
 }
 
