@@ -1,16 +1,23 @@
-//! Devices: what they are, what they should run, what they report.
+//! Devices: what they are, with what they should run and what they report.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod describe;
+mod states;
+
+use std::collections::BTreeMap;
 
 use longshore_protocol::{
-    Condition, DeviceId, DeviceName, Digest, Generation, TenantName, TokenId,
+    Condition, DeviceId, DeviceName, Digest, TenantName, TokenId,
     api::{DeviceState, Facts},
-    message::{Held, Phase, StatusReport},
+    message::Phase,
 };
 use sqlx::{AnyConnection, FromRow};
 
+pub use self::{
+    describe::{Description, describe},
+    states::{Desired, Observed, desired, put_desired, put_observed, raise_generation},
+};
 use super::{
-    StoreError, fleets::FleetId, from_json, in_chunks, json, parse, placeholders, signed, unsigned,
+    StoreError, corrupt, fleets::FleetId, from_json, json, parse, placeholders, signed, unsigned,
 };
 
 /// A device.
@@ -48,28 +55,6 @@ pub struct Device {
     pub last_seen: Option<u64>,
     /// When it enrolled.
     pub created_at: u64,
-}
-
-/// What a device should run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Desired {
-    /// Generation and digest of the set.
-    pub target: Held,
-    /// The commit that it comes from.
-    pub revision: String,
-    /// How many objects it has.
-    pub objects: u64,
-    /// When it was planned.
-    pub since: u64,
-}
-
-/// What a device holds and reports.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observed {
-    /// The report.
-    pub report: StatusReport,
-    /// When it came.
-    pub reported_at: u64,
 }
 
 /// A device with its desired and observed state.
@@ -159,7 +144,7 @@ fn state_of(text: &str) -> Result<DeviceState, StoreError> {
         "active" => DeviceState::Active,
         "rejected" => DeviceState::Rejected,
         "decommissioned" => DeviceState::Decommissioned,
-        other => return Err(super::corrupt("devices.state", other)),
+        other => return Err(corrupt("devices.state", other)),
     })
 }
 
@@ -249,39 +234,10 @@ pub async fn list(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<DeviceV
     .bind(fleet.name.as_str())
     .fetch_all(&mut *db)
     .await?;
-    let desired: Vec<DesiredRow> = sqlx::query_as(
-        "SELECT desired.* FROM desired JOIN devices
-             ON devices.tenant = desired.tenant AND devices.id = desired.device
-         WHERE devices.tenant = $1 AND devices.fleet = $2",
-    )
-    .bind(fleet.tenant.as_str())
-    .bind(fleet.name.as_str())
-    .fetch_all(&mut *db)
-    .await?;
-    let observed: Vec<ObservedRow> = sqlx::query_as(
-        "SELECT observed.* FROM observed JOIN devices
-             ON devices.tenant = observed.tenant AND devices.id = observed.device
-         WHERE devices.tenant = $1 AND devices.fleet = $2",
-    )
-    .bind(fleet.tenant.as_str())
-    .bind(fleet.name.as_str())
-    .fetch_all(&mut *db)
-    .await?;
-    let mut desired: BTreeMap<_, _> = desired
-        .into_iter()
-        .map(|row| (row.device.clone(), row))
-        .collect();
-    let mut observed: BTreeMap<_, _> = observed
-        .into_iter()
-        .map(|row| (row.device.clone(), row))
-        .collect();
+    let (mut desired, mut observed) = states::of_fleet(db, fleet).await?;
     rows.into_iter()
         .map(|row| {
-            let desired = desired.remove(&row.id).map(TryInto::try_into).transpose()?;
-            let observed = observed
-                .remove(&row.id)
-                .map(TryInto::try_into)
-                .transpose()?;
+            let (desired, observed) = (desired.remove(&row.id), observed.remove(&row.id));
             Ok(DeviceView {
                 device: row.try_into()?,
                 desired,
@@ -294,16 +250,11 @@ pub async fn list(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<DeviceV
 /// One device with its desired and observed state.
 pub async fn view(db: &mut AnyConnection, device: Device) -> Result<DeviceView, StoreError> {
     let desired = desired(db, &device.fleet.tenant, &device.id).await?;
-    let row: Option<ObservedRow> =
-        sqlx::query_as("SELECT * FROM observed WHERE tenant = $1 AND device = $2")
-            .bind(device.fleet.tenant.as_str())
-            .bind(device.id.as_str())
-            .fetch_optional(db)
-            .await?;
+    let observed = states::observed(db, &device.fleet.tenant, &device.id).await?;
     Ok(DeviceView {
         device,
         desired,
-        observed: row.map(TryInto::try_into).transpose()?,
+        observed,
     })
 }
 
@@ -335,133 +286,6 @@ pub async fn set_state(
             .execute(&mut *db)
             .await?;
     }
-    Ok(())
-}
-
-/// What the repo and the controller say of a device.
-#[derive(Clone, Debug)]
-pub struct Description {
-    /// The device.
-    pub id: DeviceId,
-    /// Its name in the repo.
-    pub name: DeviceName,
-    /// Its labels in the repo.
-    pub labels: BTreeMap<String, String>,
-    /// The controller's statements.
-    pub conditions: Vec<Condition>,
-}
-
-/// Writes descriptions. A device whose new name another living device has, and keeps, keeps its own.
-pub async fn describe(
-    db: &mut AnyConnection,
-    tenant: &TenantName,
-    descriptions: &[Description],
-) -> Result<(), StoreError> {
-    in_chunks(
-        db,
-        descriptions,
-        4,
-        |rows| {
-            format!(
-                "UPDATE devices SET labels = v.column3, conditions = v.column4
-                 FROM (VALUES {rows}) AS v
-                 WHERE devices.tenant = v.column1 AND devices.id = v.column2"
-            )
-        },
-        |query, row| {
-            query
-                .bind(tenant.to_string())
-                .bind(row.id.to_string())
-                .bind(json(&row.labels))
-                .bind(json(&row.conditions))
-        },
-    )
-    .await?;
-    let renames = renames(db, tenant, descriptions).await?;
-    // Names change places by way of a name that no device can have.
-    let aside: Vec<_> = renames.iter().map(|(id, _)| (id, id)).collect();
-    set_names(db, tenant, &aside).await?;
-    let names: Vec<_> = renames.iter().map(|(id, name)| (id, name)).collect();
-    set_names(db, tenant, &names).await
-}
-
-/// The devices that get another name, with it.
-async fn renames(
-    db: &mut AnyConnection,
-    tenant: &TenantName,
-    descriptions: &[Description],
-) -> Result<Vec<(String, String)>, StoreError> {
-    let mut wanted = Vec::new();
-    for chunk in descriptions.chunks(super::ROWS_PER_STATEMENT) {
-        let sql = format!(
-            "SELECT devices.fleet, devices.id, v.column2 FROM (VALUES {}) AS v
-             JOIN devices ON devices.id = v.column1 AND devices.name <> v.column2
-             WHERE devices.tenant = ${}",
-            placeholders(chunk.len(), 2),
-            2 * chunk.len() + 1
-        );
-        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql));
-        for row in chunk {
-            query = query.bind(row.id.as_str()).bind(row.name.as_str());
-        }
-        let rows: Vec<(String, String, String)> =
-            query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
-        wanted.extend(rows);
-    }
-    let mut holders = HashMap::new();
-    for (fleet, _, name) in &wanted {
-        let holder: Option<(String,)> = sqlx::query_as(
-            "SELECT id FROM devices WHERE tenant = $1 AND fleet = $2 AND name = $3
-             AND state IN ('pending', 'active')",
-        )
-        .bind(tenant.as_str())
-        .bind(fleet)
-        .bind(name)
-        .fetch_optional(&mut *db)
-        .await?;
-        if let Some((holder,)) = holder {
-            holders.insert((fleet.clone(), name.clone()), holder);
-        }
-    }
-    // Whoever keeps its name may keep others from getting theirs, and so on.
-    loop {
-        let moving: HashSet<_> = wanted.iter().map(|(_, id, _)| id.clone()).collect();
-        let before = wanted.len();
-        wanted.retain(|(fleet, _, name)| {
-            holders
-                .get(&(fleet.clone(), name.clone()))
-                .is_none_or(|holder| moving.contains(holder))
-        });
-        if wanted.len() == before {
-            break;
-        }
-    }
-    Ok(wanted.into_iter().map(|(_, id, name)| (id, name)).collect())
-}
-
-async fn set_names(
-    db: &mut AnyConnection,
-    tenant: &TenantName,
-    names: &[(&String, &String)],
-) -> Result<(), StoreError> {
-    in_chunks(
-        db,
-        names,
-        3,
-        |rows| {
-            format!(
-                "UPDATE devices SET name = v.column3 FROM (VALUES {rows}) AS v
-                 WHERE devices.tenant = v.column1 AND devices.id = v.column2"
-            )
-        },
-        |query, (id, name)| {
-            query
-                .bind(tenant.to_string())
-                .bind(id.as_str())
-                .bind(name.as_str())
-        },
-    )
-    .await?;
     Ok(())
 }
 
@@ -534,161 +358,5 @@ pub async fn reset_connected(db: &mut AnyConnection) -> Result<(), StoreError> {
     sqlx::query("UPDATE devices SET connected = 0 WHERE connected <> 0")
         .execute(db)
         .await?;
-    Ok(())
-}
-
-#[derive(FromRow)]
-struct DesiredRow {
-    device: String,
-    generation: i64,
-    digest: String,
-    revision: String,
-    objects: i64,
-    since: i64,
-}
-
-impl TryFrom<DesiredRow> for Desired {
-    type Error = StoreError;
-
-    fn try_from(row: DesiredRow) -> Result<Self, StoreError> {
-        Ok(Self {
-            target: Held {
-                generation: Generation::from(unsigned(row.generation)),
-                digest: parse(&row.digest, "desired.digest")?,
-            },
-            revision: row.revision,
-            objects: unsigned(row.objects),
-            since: unsigned(row.since),
-        })
-    }
-}
-
-/// What a device should run.
-pub async fn desired(
-    db: &mut AnyConnection,
-    tenant: &TenantName,
-    device: &DeviceId,
-) -> Result<Option<Desired>, StoreError> {
-    let row: Option<DesiredRow> =
-        sqlx::query_as("SELECT * FROM desired WHERE tenant = $1 AND device = $2")
-            .bind(tenant.as_str())
-            .bind(device.as_str())
-            .fetch_optional(db)
-            .await?;
-    row.map(TryInto::try_into).transpose()
-}
-
-/// Writes desired states. A generation that is not above the stored one is left out, so that generations
-/// never fall and one generation keeps its digest.
-pub async fn put_desired(
-    db: &mut AnyConnection,
-    tenant: &TenantName,
-    moves: &[(DeviceId, Desired)],
-) -> Result<u64, StoreError> {
-    in_chunks(
-        db,
-        moves,
-        7,
-        |rows| {
-            format!(
-                "INSERT INTO desired (tenant, device, generation, digest, revision, objects, since)
-                 VALUES {rows} ON CONFLICT (tenant, device) DO UPDATE SET
-                    generation = excluded.generation, digest = excluded.digest,
-                    revision = excluded.revision, objects = excluded.objects, since = excluded.since
-                 WHERE desired.generation < excluded.generation"
-            )
-        },
-        |query, (device, desired)| {
-            query
-                .bind(tenant.to_string())
-                .bind(device.to_string())
-                .bind(signed(desired.target.generation.number()))
-                .bind(desired.target.digest.to_string())
-                .bind(desired.revision.as_str())
-                .bind(signed(desired.objects))
-                .bind(signed(desired.since))
-        },
-    )
-    .await
-}
-
-/// Lifts the generation of a device's desired state above what the device holds.
-///
-/// # Errors
-/// [`StoreError::GenerationOutOfRange`] where that leaves no room to count on.
-pub async fn raise_generation(
-    db: &mut AnyConnection,
-    tenant: &TenantName,
-    device: &DeviceId,
-    above: Generation,
-) -> Result<(), StoreError> {
-    let held = i64::try_from(above.number())
-        .ok()
-        .filter(|held| *held < i64::MAX / 2)
-        .ok_or(StoreError::GenerationOutOfRange(above))?;
-    sqlx::query(
-        "UPDATE desired SET generation = $3 + 1
-         WHERE tenant = $1 AND device = $2 AND generation <= $3",
-    )
-    .bind(tenant.as_str())
-    .bind(device.as_str())
-    .bind(held)
-    .execute(db)
-    .await?;
-    Ok(())
-}
-
-#[derive(FromRow)]
-struct ObservedRow {
-    device: String,
-    generation: i64,
-    digest: String,
-    phase: String,
-    conditions: String,
-    reported_at: i64,
-}
-
-impl TryFrom<ObservedRow> for Observed {
-    type Error = StoreError;
-
-    fn try_from(row: ObservedRow) -> Result<Self, StoreError> {
-        Ok(Self {
-            report: StatusReport {
-                held: Held {
-                    generation: Generation::from(unsigned(row.generation)),
-                    digest: parse(&row.digest, "observed.digest")?,
-                },
-                phase: from_json(&format!("\"{}\"", row.phase), "observed.phase")?,
-                conditions: from_json(&row.conditions, "observed.conditions")?,
-            },
-            reported_at: unsigned(row.reported_at),
-        })
-    }
-}
-
-/// Writes a device's report.
-pub async fn put_observed(
-    db: &mut AnyConnection,
-    tenant: &TenantName,
-    device: &DeviceId,
-    report: &StatusReport,
-    now: u64,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO observed (tenant, device, generation, digest, phase, conditions, reported_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)
-         ON CONFLICT (tenant, device) DO UPDATE SET
-            generation = excluded.generation, digest = excluded.digest, phase = excluded.phase,
-            conditions = excluded.conditions, reported_at = excluded.reported_at",
-    )
-    .bind(tenant.as_str())
-    .bind(device.as_str())
-    .bind(signed(report.held.generation.number()))
-    .bind(report.held.digest.to_string())
-    .bind(format!("{:?}", report.phase))
-    .bind(json(&report.conditions))
-    .bind(signed(now))
-    .execute(db)
-    .await?;
     Ok(())
 }
