@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The key is on disk before the first call, and the same key is used until the controller decides, so a
-//! restart at any point is the same enrolment. A wait is held by the controller, which answers at once when
+//! restart at any point is the same enrollment. A wait is held by the controller, which answers at once when
 //! somebody approves.
 
 mod call;
@@ -35,7 +35,7 @@ use crate::{
 /// For how many seconds the controller may hold an answer.
 const HOLD: u64 = 25;
 
-/// What it takes to enrol.
+/// What it takes to enroll.
 #[derive(Clone, Debug)]
 pub struct Application {
     /// The controller's public address.
@@ -86,7 +86,7 @@ pub enum EnrollError {
     Stopped,
 }
 
-/// Enrols, however long that takes. `announce` is called with the key that the approver is to compare.
+/// Enrolls, however long that takes. `announce` is called with the key that the approver is to compare.
 pub async fn enroll(
     state: &StateDir,
     application: &Application,
@@ -169,7 +169,7 @@ pub async fn enroll(
     }
 }
 
-/// The enrolment that is under way for this name, or a new one with a new key.
+/// The enrollment that is under way for this name, or a new one with a new key.
 fn begun(state: &StateDir, name: &DeviceName) -> Result<Enrollment, EnrollError> {
     if let Some(enrollment) = state.enrollment()?.filter(|it| it.name == *name) {
         return Ok(enrollment);

@@ -58,7 +58,7 @@ pub struct Identity {
     pub token: Digest,
 }
 
-/// A device that asked to enrol, or is about to.
+/// A device that asked to enroll, or is about to.
 #[derive(Clone, Debug)]
 pub struct Enrollment {
     /// The name that it asks for.
@@ -165,7 +165,7 @@ impl StateDir {
         Ok(Some(identity))
     }
 
-    /// Keeps the identity, in place of the one before, and ends an enrolment.
+    /// Keeps the identity, in place of the one before, and ends an enrollment.
     pub fn keep_identity(&self, identity: &Identity) -> Result<(), StateError> {
         self.write(IDENTITY, &record::Identity::from(identity))?;
         self.folder.remove(ENROLLMENT)?;
@@ -173,7 +173,7 @@ impl StateDir {
         Ok(self.folder.sync()?)
     }
 
-    /// The enrolment that is under way.
+    /// The enrollment that is under way.
     pub fn enrollment(&self) -> Result<Option<Enrollment>, StateError> {
         let Some(record) = self.read::<record::Enrollment>(ENROLLMENT)? else {
             return Ok(None);
@@ -183,7 +183,7 @@ impl StateDir {
         Ok(Some(enrollment))
     }
 
-    /// Keeps the enrolment, so that a restart goes on with the same key.
+    /// Keeps the enrollment, so that a restart goes on with the same key.
     pub fn keep_enrollment(&self, enrollment: &Enrollment) -> Result<(), StateError> {
         Ok(self.write(ENROLLMENT, &record::Enrollment::from(enrollment))?)
     }

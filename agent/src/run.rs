@@ -111,7 +111,7 @@ fn runtime_of(settings: &Settings, state: &StateDir) -> Result<Option<Directory>
         .map(|identity| Directory::new(path.clone(), identity.device_id)))
 }
 
-/// Enrols; `None` where the agent was told to stop meanwhile, or was decommissioned before.
+/// Enrolls; `None` where the agent was told to stop meanwhile, or was decommissioned before.
 async fn join(
     settings: &Settings,
     state: &StateDir,

@@ -22,7 +22,7 @@ use secrecy::ExposeSecret as _;
 
 use crate::identity::{Identity, certificate};
 
-/// Which roots the enrolment server's certificate is verified with.
+/// Which roots the enrollment server's certificate is verified with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
     /// The certificate with this SHA-256 digest, wherever it comes from.
@@ -42,7 +42,7 @@ pub enum TlsError {
     Rustls(#[from] Error),
 }
 
-/// What the agent speaks when it enrols.
+/// What the agent speaks when it enrolls.
 pub fn enrollment(trust: &Trust) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = provider();
     let builder = ClientConfig::builder_with_provider(provider.clone())

@@ -74,7 +74,7 @@ CREATE TABLE devices (
     state TEXT NOT NULL,
     state_reason TEXT NOT NULL,
     token_id TEXT NOT NULL,
-    -- Whether the controller pushed the enrolment branch: from then on, its absence means a rejection.
+    -- Whether the controller pushed the enrollment branch: from then on, its absence means a rejection.
     branch_pushed BIGINT NOT NULL,
     -- Whether the device's folder is still to be deleted from the tracked branch.
     folder_to_delete BIGINT NOT NULL,

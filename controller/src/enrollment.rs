@@ -45,7 +45,7 @@ const RETRY_AFTER: u64 = 1;
 const MAX_FACTS: usize = 64;
 const MAX_FACT_LENGTH: usize = 256;
 
-/// What an enrolment call comes to.
+/// What an enrollment call comes to.
 #[derive(Debug)]
 pub enum Outcome {
     /// `202`.
@@ -56,7 +56,7 @@ pub enum Outcome {
     Rejected(EnrollRejected),
 }
 
-/// Why an enrolment call is refused.
+/// Why an enrollment call is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrollError {
     /// `404`: the token is unknown, expired, exhausted or revoked; which, is not told.

@@ -1,4 +1,4 @@
-//! The fleets that are followed: each with a source, a reconciler and its enrolment, under one span.
+//! The fleets that are followed: each with a source, a reconciler and its enrollment, under one span.
 
 use std::{
     collections::HashMap,
@@ -174,7 +174,7 @@ impl Fleets {
         }
     }
 
-    /// Makes a fleet's reconciler and enrolment look at the store.
+    /// Makes a fleet's reconciler and enrollment look at the store.
     pub fn poke(&self, fleet: &FleetId) {
         if let Some(followed) = self.followed().get(fleet) {
             followed.reconcile.notify_one();
@@ -196,7 +196,7 @@ impl Fleets {
         }
     }
 
-    /// A fleet's enrolment in Git.
+    /// A fleet's enrollment in Git.
     pub fn branches(&self, fleet: &FleetId) -> Option<Branches> {
         self.followed()
             .get(fleet)

@@ -32,7 +32,7 @@ pub struct Metrics {
     pub manifest_bytes: Counter,
     /// Devices that enrolled.
     pub enrollments: Counter,
-    /// Enrolment calls that were refused.
+    /// Enrollment calls that were refused.
     pub enrollments_refused: Counter,
     /// Webhook calls that were verified.
     pub webhooks: Counter,
@@ -104,7 +104,7 @@ impl Default for Metrics {
         );
         registry.register(
             "enrollments_refused",
-            "Enrolment calls that were refused",
+            "Enrollment calls that were refused",
             metrics.enrollments_refused.clone(),
         );
         registry.register(

@@ -11,7 +11,7 @@ use reqwest::Method;
 
 use crate::{Api, api::Answer, wait::eventually};
 
-/// A device with a key that wants to enrol.
+/// A device with a key that wants to enroll.
 #[derive(Debug)]
 pub struct Candidate {
     name: String,
@@ -75,7 +75,7 @@ impl Candidate {
     }
 }
 
-/// Asks to enrol with whatever is given.
+/// Asks to enroll with whatever is given.
 ///
 /// # Errors
 /// Where there is no answer.

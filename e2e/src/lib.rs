@@ -1,7 +1,7 @@
 //! The whole system on one machine: real processes, real Git, real kustomize.
 //!
 //! ```text
-//! World ── Controller (process) ◀── HTTPS ── Api, Cli, Candidate (a device that enrols by hand)
+//! World ── Controller (process) ◀── HTTPS ── Api, Cli, Candidate (a device that enrolls by hand)
 //!   │          ▲        ▲
 //!   │          │        └── mutual TLS ───── Agent (process), edge::connect (a device by hand)
 //!   │       fetch, push

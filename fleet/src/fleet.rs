@@ -57,7 +57,7 @@ pub struct DeviceSpec {
     pub file: RepoPath,
     /// Labels, in the syntax of Kubernetes labels.
     pub labels: BTreeMap<String, String>,
-    /// The id that it was given at enrolment.
+    /// The id that it was given at enrollment.
     pub id: Option<DeviceId>,
     /// The digest of the public key that the approver vouches for.
     pub public_key: Option<Digest>,

@@ -1,6 +1,6 @@
-//! The HTTP API: enrolment for devices, everything else for operators.
+//! The HTTP API: enrollment for devices, everything else for operators.
 //!
-//! Bodies are JSON with `camelCase` members (the enrolment endpoint keeps the `snake_case` of its published
+//! Bodies are JSON with `camelCase` members (the enrollment endpoint keeps the `snake_case` of its published
 //! form). Instants are milliseconds since the Unix epoch. Errors are RFC 9457 problem documents
 //! ([`Problem`]), except that an unknown token is answered with exactly `404 {"error":"Token not found"}`.
 
@@ -13,7 +13,7 @@ use crate::{
     Condition, DeviceId, DeviceName, Digest, FleetName, Generation, ObjectKey, TenantName, TokenId,
 };
 
-/// Where a device asks to enrol: `POST`, with `Authorization: Bearer <provisioning token>`.
+/// Where a device asks to enroll: `POST`, with `Authorization: Bearer <provisioning token>`.
 pub const ENROLL_PATH: &str = "/v1/enroll";
 /// Where an agent opens its WebSocket on the edge listener.
 pub const EDGE_PATH: &str = "/v1/edge";
@@ -25,7 +25,7 @@ pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 /// What a device says of itself: free text by free name, bounded by the controller.
 pub type Facts = BTreeMap<String, String>;
 
-/// The body of an enrolment call.
+/// The body of an enrollment call.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EnrollRequest {
     /// The name that the device asks for. Parsed by the controller, so that a bad one is answered with 422.
@@ -260,7 +260,7 @@ pub struct CreateToken {
     pub label: String,
     /// Who approves.
     pub approval: Approval,
-    /// How many devices may enrol with it; no limit where absent.
+    /// How many devices may enroll with it; no limit where absent.
     #[serde(default)]
     pub max_uses: Option<u32>,
     /// For how many seconds it works; for ever where absent.
@@ -294,7 +294,7 @@ pub struct CreatedToken {
 pub struct Token {
     /// Its public id.
     pub id: TokenId,
-    /// The fleet that it enrols into.
+    /// The fleet that it enrolls into.
     pub fleet: FleetName,
     /// What it is for.
     pub label: String,
@@ -320,7 +320,7 @@ pub enum DeviceState {
     Pending,
     /// Approved: its folder is in the tracked branch, with its key.
     Active,
-    /// Its enrolment was refused.
+    /// Its enrollment was refused.
     Rejected,
     /// Its folder was deleted, or an operator cut it off.
     Decommissioned,

@@ -130,7 +130,7 @@ name!(
     DeviceName, is_label, |text| InvalidName::Label { kind: "device name", text: cut(text) }
 );
 name!(
-    /// The id of a device, `dev_…`, given at enrolment and the common name of its certificate.
+    /// The id of a device, `dev_…`, given at enrollment and the common name of its certificate.
     DeviceId,
     |text| is_id(text, "dev_"),
     |text| InvalidName::Id { kind: "device id", prefix: "dev_", text: cut(text) }

@@ -7,7 +7,7 @@
 //!   [`manifest::diff`] and [`manifest::apply`] between two versions of it;
 //! - **sessions**: [`message`] is what travels on the WebSocket, [`session`] the two state machines that
 //!   exchange it;
-//! - **HTTP**: [`api`] is the shape of enrolment and of the operator's API.
+//! - **HTTP**: [`api`] is the shape of enrollment and of the operator's API.
 #![warn(missing_docs)]
 
 pub mod api;

@@ -1,4 +1,4 @@
-//! One call of the enrolment endpoint, and what its answer means.
+//! One call of the enrollment endpoint, and what its answer means.
 
 use std::{sync::Arc, time::Duration};
 

@@ -12,7 +12,7 @@ pub struct DeviceKey(KeyPair);
 /// A signing request, in both of its forms.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// For the enrolment.
+    /// For the enrollment.
     pub pem: String,
     /// For a renewal.
     pub der: Vec<u8>,

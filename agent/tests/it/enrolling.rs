@@ -1,4 +1,4 @@
-//! Enrolment: whom the agent trusts, and what it makes of every answer.
+//! Enrollment: whom the agent trusts, and what it makes of every answer.
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -95,7 +95,7 @@ fn signal(child: &Child, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
-/// An enrolment endpoint that approves at the second call, and an edge behind it.
+/// An enrollment endpoint that approves at the second call, and an edge behind it.
 async fn controller(pki: &Arc<Pki>) -> (Public, Edge) {
     let edge = Edge::start(pki.clone(), id(), 10_000, Behavior::default()).await;
     let (issuer, url) = (pki.clone(), edge.url.to_string());
@@ -115,7 +115,7 @@ async fn a_devices_life() {
     let (server, edge) = controller(&pki).await;
     let device = Device::new();
 
-    // It enrols and applies what it is told.
+    // It enrolls and applies what it is told.
     let mut command = device.join(&server, &pki, "lst_one");
     command.args(["--log-format", "text"]);
     let child = command.spawn().unwrap();

@@ -1,4 +1,4 @@
-//! The enrolment endpoint as a test scripts it, on real TLS and HTTP.
+//! The enrollment endpoint as a test scripts it, on real TLS and HTTP.
 
 use std::{
     collections::VecDeque,

@@ -1,4 +1,4 @@
-//! Enrolment in Git: branches that wait for a merge, and commits that need none.
+//! Enrollment in Git: branches that wait for a merge, and commits that need none.
 //!
 //! Level-triggered like the reconciler: a pass compares the store's devices with the repo's branches and does
 //! what is missing. A manual token's device gets a branch; an automatic token's devices are committed to the
@@ -67,7 +67,7 @@ pub enum BranchError {
     Store(#[from] StoreError),
 }
 
-/// What the enrolment of one fleet works with.
+/// What the enrollment of one fleet works with.
 #[derive(Clone, Debug)]
 pub struct Branches {
     /// The fleet.
@@ -318,7 +318,7 @@ impl Branches {
         Ok(deleted)
     }
 
-    /// Merges a device's enrolment branch into the tracked branch.
+    /// Merges a device's enrollment branch into the tracked branch.
     pub async fn merge(&self, device: &Device) -> Result<(), BranchError> {
         let name = &device.name;
         let refs = self.mirror.fetch().await?;

@@ -1,4 +1,4 @@
-//! How often one may try to enrol.
+//! How often one may try to enroll.
 
 use std::{
     collections::HashMap,
@@ -95,7 +95,7 @@ impl<K: std::hash::Hash + Eq> Buckets<K> {
     }
 }
 
-/// The limits of the enrolment endpoint.
+/// The limits of the enrollment endpoint.
 #[derive(Debug)]
 pub struct Limits {
     failed: Buckets<IpAddr>,

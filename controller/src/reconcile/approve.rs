@@ -1,7 +1,7 @@
 //! Who is approved: exactly those whose key the tracked branch holds.
 //!
 //! A pending device becomes active when a `device.yaml` of the tracked branch names its key, under whatever
-//! name and with whatever edits. It is rejected when its enrolment branch was there and is gone.
+//! name and with whatever edits. It is rejected when its enrollment branch was there and is gone.
 
 use std::collections::{HashMap, HashSet};
 
@@ -76,7 +76,7 @@ impl Reconciler {
         let revision = refs.tracked.as_ref().map(|commit| commit.id.to_string());
         let reason = format!("revision {} has its key", revision.unwrap_or_default());
         devices::set_state(&mut db, tenant, &approved, DeviceState::Active, &reason).await?;
-        let reason = "its enrolment branch was deleted";
+        let reason = "its enrollment branch was deleted";
         devices::set_state(&mut db, tenant, &rejected, DeviceState::Rejected, reason).await?;
         devices::describe(&mut db, tenant, &renamed).await?;
         for device in &seen {

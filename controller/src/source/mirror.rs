@@ -1,6 +1,6 @@
 //! The controller's bare mirror of one fleet repo: read with git2, synchronized with the `git` program.
 //!
-//! Only the tracked branch and the enrolment branches are mirrored, below `refs/longshore/`. Commits of our own
+//! Only the tracked branch and the enrollment branches are mirrored, below `refs/longshore/`. Commits of our own
 //! are made in the mirror and pushed; a push that loses a race is tried again after the next fetch.
 
 use std::{
@@ -22,7 +22,7 @@ use crate::store::fleets::Fleet;
 
 const TRACKED: &str = "refs/longshore/tracked";
 const ENROLL: &str = "refs/longshore/enroll/";
-/// Where the enrolment branches are, in the fleet repo.
+/// Where the enrollment branches are, in the fleet repo.
 pub const ENROLL_BRANCHES: &str = "longshore/enroll/";
 
 /// A commit of the tracked branch.
@@ -41,7 +41,7 @@ pub struct Commit {
 pub struct Refs {
     /// The tracked branch's commit; `None` where the branch or the repo is empty.
     pub tracked: Option<Commit>,
-    /// The enrolment branches by device name.
+    /// The enrollment branches by device name.
     pub enrollment: BTreeMap<DeviceName, Oid>,
 }
 
@@ -286,7 +286,7 @@ impl Mirror {
         self.push(&self.branch, Some(commit), expected).await
     }
 
-    /// Pushes a device's enrolment branch, or deletes it.
+    /// Pushes a device's enrollment branch, or deletes it.
     pub async fn push_enrollment(
         &self,
         device: &DeviceName,

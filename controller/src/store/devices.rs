@@ -37,7 +37,7 @@ pub struct Device {
     pub state_reason: String,
     /// The token it enrolled with.
     pub token: TokenId,
-    /// Whether the controller pushed its enrolment branch.
+    /// Whether the controller pushed its enrollment branch.
     pub branch_pushed: bool,
     /// Whether its folder is still to be deleted from the tracked branch.
     pub folder_to_delete: bool,
@@ -289,7 +289,7 @@ pub async fn set_state(
     Ok(())
 }
 
-/// Remembers that the enrolment branch of a pending device is in the repo.
+/// Remembers that the enrollment branch of a pending device is in the repo.
 pub async fn set_branch_pushed(
     db: &mut AnyConnection,
     tenant: &TenantName,

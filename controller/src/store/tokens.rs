@@ -12,7 +12,7 @@ use super::{StoreError, fleets::FleetId, from_json, json, parse, signed, unsigne
 pub struct Token {
     /// Its public id.
     pub id: TokenId,
-    /// The fleet that it enrols into.
+    /// The fleet that it enrolls into.
     pub fleet: FleetId,
     /// What it is for.
     pub label: String,

@@ -1,4 +1,4 @@
-//! SIGKILL at random moments of enrolment, render, push, ledger write and apply; afterwards all is well.
+//! SIGKILL at random moments of enrollment, render, push, ledger write and apply; afterwards all is well.
 //!
 //! `LONGSHORE_SEED=<printed seed>` repeats the choices (not the machine's scheduling).
 

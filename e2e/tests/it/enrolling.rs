@@ -1,4 +1,4 @@
-//! Every answer of the enrolment endpoint, and what concurrency and persistence make of it.
+//! Every answer of the enrollment endpoint, and what concurrency and persistence make of it.
 
 use std::{
     collections::BTreeSet,
@@ -98,7 +98,7 @@ async fn a_name_belongs_to_one_key() -> Result<()> {
         "{pending:?}"
     );
 
-    // Asking again is the same enrolment.
+    // Asking again is the same enrollment.
     let again: EnrollPending = device.ask(&world.api, &token.secret).await?.success()?;
     ensure!((&again.device_id, &again.device_token) == (&pending.device_id, &pending.device_token));
     ensure!(

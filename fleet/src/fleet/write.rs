@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::API_VERSION;
 use crate::{render::resolve_scalar, yaml::Scalar};
 
-/// The text of a new `device.yaml`, as the enrolment of a device adds it.
+/// The text of a new `device.yaml`, as the enrollment of a device adds it.
 ///
 /// `overlay` is relative to the device's folder, such as `../../groups/kiosk`.
 pub fn device_yaml(

@@ -1,4 +1,4 @@
-//! A controller without its listeners: fleets, their sources, reconcilers and enrolment, on a store of its own.
+//! A controller without its listeners: fleets, their sources, reconcilers and enrollment, on a store of its own.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
