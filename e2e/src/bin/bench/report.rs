@@ -1,14 +1,24 @@
 //! The lines that benchmarks print, and the arithmetic behind them.
 
 use std::{
-    collections::BTreeMap,
     fs,
     io::{self, Write as _},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 use serde_json::{Value, json};
+
+/// One measurement.
+#[derive(Serialize)]
+struct Line<'a> {
+    metric: &'a str,
+    value: f64,
+    unit: &'a str,
+    n: usize,
+    context: &'a Value,
+}
 
 /// Writes the lines.
 pub(crate) struct Report {
@@ -44,16 +54,16 @@ impl Report {
 
     pub(crate) fn line(&self, metric: &str, value: f64, unit: &str, n: usize) -> Result<()> {
         let value = (value * 1000.0).round() / 1000.0;
-        let line: BTreeMap<_, Value> = [
-            ("metric", json!(metric)),
-            ("value", json!(value)),
-            ("unit", json!(unit)),
-            ("n", json!(n)),
-            ("context", self.context.clone()),
-        ]
-        .into();
+        let line = Line {
+            metric,
+            value,
+            unit,
+            n,
+            context: &self.context,
+        };
+        let line = serde_json::to_string(&line).context("a line")?;
         let mut out = io::stdout().lock();
-        writeln!(out, "{}", json!(line)).context("write to stdout")
+        writeln!(out, "{line}").context("write to stdout")
     }
 }
 
