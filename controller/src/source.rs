@@ -10,6 +10,7 @@
 //! webhook costs only the polling interval.
 
 pub mod git;
+mod local;
 pub mod mirror;
 pub mod tree;
 

@@ -12,16 +12,17 @@ use std::{
 
 use git2::{FileMode, Oid, Repository, RepositoryInitOptions, Signature, build::TreeUpdateBuilder};
 use longshore_protocol::DeviceName;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     git::{self, GitError, Trust},
+    local,
     tree::GitTree,
 };
-use crate::store::fleets::Fleet;
+use crate::{error::chain, store::fleets::Fleet};
 
-const TRACKED: &str = "refs/longshore/tracked";
-const ENROLL: &str = "refs/longshore/enroll/";
+pub(super) const TRACKED: &str = "refs/longshore/tracked";
+pub(super) const ENROLL: &str = "refs/longshore/enroll/";
 /// Where the enrollment branches are, in the fleet repo.
 pub const ENROLL_BRANCHES: &str = "longshore/enroll/";
 
@@ -101,6 +102,9 @@ impl Mirror {
     }
 
     async fn fetch_once(&self) -> Result<Refs, GitError> {
+        if self.bring_local().await {
+            return self.refs().await;
+        }
         let tracked = format!("+refs/heads/{}:{TRACKED}", self.branch);
         let enrollment = format!("+refs/heads/{ENROLL_BRANCHES}*:{ENROLL}*");
         match self.fetch_refs(&[&tracked, &enrollment]).await {
@@ -119,6 +123,21 @@ impl Mirror {
             other => other?,
         }
         self.refs().await
+    }
+
+    /// Takes the shortcut of [`local`] where the repo is on this machine. Returns whether that did it.
+    async fn bring_local(&self) -> bool {
+        let path = PathBuf::from(&self.remote);
+        if self.trust != Trust::Administrator || !path.is_absolute() {
+            return false;
+        }
+        let brought = self
+            .blocking(move |mirror| Ok(local::bring(&path, &mirror.repo()?, &mirror.branch)?))
+            .await;
+        brought.unwrap_or_else(|error| {
+            debug!(error = %chain(&error), "left to git fetch");
+            false
+        })
     }
 
     async fn fetch_refs(&self, refs: &[&str]) -> Result<(), GitError> {
