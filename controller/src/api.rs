@@ -31,8 +31,8 @@ pub use self::{
     webhooks::MAX_AT_ONCE as MAX_WEBHOOKS,
 };
 use crate::{
-    ca::Ca, enrollment::Enrollment, fleets::Fleets, hub::Hub, metrics::Metrics, secret::Keyring,
-    store::Store,
+    certificates::Certificates, enrollment::Enrollment, fleets::Fleets, hub::Hub, metrics::Metrics,
+    secret::Keyring, store::Store,
 };
 
 /// What the API works with.
@@ -48,8 +48,8 @@ pub struct Api {
     pub hub: Arc<Hub>,
     /// Encrypts.
     pub keyring: Arc<Keyring>,
-    /// Is pinned by agents.
-    pub ca: Arc<Ca>,
+    /// Say what agents are to pin.
+    pub certificates: Arc<Certificates>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Bounds how many webhooks' bodies are read at once.

@@ -16,7 +16,7 @@ use longshore_fleet::RenderSettings;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use crate::ca::Supplied;
+use crate::{ca::Supplied, certificates::Files};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -117,6 +117,14 @@ settings! {
     [env = "LONGSHORE_CA_KEY", value_name = "FILE"] ca_key: PathBuf,
     /// The root certificates, PEM
     [env = "LONGSHORE_CA_ROOT", value_name = "FILE"] ca_root: PathBuf,
+    /// A certificate of your own for the public listener: the chain, PEM [default: of the controller's authority]
+    [env = "LONGSHORE_PUBLIC_CERT", value_name = "FILE"] public_cert: PathBuf,
+    /// Its key, PEM
+    [env = "LONGSHORE_PUBLIC_KEY", value_name = "FILE"] public_key: PathBuf,
+    /// A certificate of your own for the edge listener: the chain, PEM [default: of the controller's authority]
+    [env = "LONGSHORE_EDGE_CERT", value_name = "FILE"] edge_cert: PathBuf,
+    /// Its key, PEM
+    [env = "LONGSHORE_EDGE_KEY", value_name = "FILE"] edge_key: PathBuf,
     /// The program that renders: kustomize or kubectl [default: the first one in PATH]
     [env = "LONGSHORE_KUSTOMIZE", value_name = "FILE"] kustomize: PathBuf,
     /// How many builds run at once [default: one per processor]
@@ -233,6 +241,10 @@ pub struct Config {
     pub trust_domain: String,
     /// The operator's certificate authority, where one was given.
     pub ca: Option<Supplied>,
+    /// The operator's certificate for the public listener, where one was given.
+    pub public_files: Option<Files>,
+    /// The operator's certificate for the edge listener, where one was given.
+    pub edge_files: Option<Files>,
     /// How overlays are built.
     pub render: RenderSettings,
     /// What to log.
@@ -257,6 +269,16 @@ impl Config {
                 ));
             }
         };
+        let public_files = pair(
+            settings.public_cert,
+            settings.public_key,
+            "public-cert and public-key go together; give both or none",
+        )?;
+        let edge_files = pair(
+            settings.edge_cert,
+            settings.edge_key,
+            "edge-cert and edge-key go together; give both or none",
+        )?;
         let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
         let defaults = RenderSettings::default();
         let config = Self {
@@ -284,6 +306,8 @@ impl Config {
                 .trust_domain
                 .unwrap_or_else(|| "longshore".to_owned()),
             ca,
+            public_files,
+            edge_files,
             render: RenderSettings {
                 program: settings.kustomize,
                 parallelism: settings
@@ -328,6 +352,10 @@ impl Config {
             ca_chain: Option<&'a Path>,
             ca_key: Option<&'a Path>,
             ca_root: Option<&'a Path>,
+            public_cert: Option<&'a Path>,
+            public_key: Option<&'a Path>,
+            edge_cert: Option<&'a Path>,
+            edge_key: Option<&'a Path>,
             kustomize: Option<&'a Path>,
             render_parallelism: usize,
             render_timeout: String,
@@ -354,6 +382,10 @@ impl Config {
             ca_chain: ca.map(|ca| &*ca.chain),
             ca_key: ca.map(|ca| &*ca.key),
             ca_root: ca.map(|ca| &*ca.root),
+            public_cert: self.public_files.as_ref().map(|files| &*files.chain),
+            public_key: self.public_files.as_ref().map(|files| &*files.key),
+            edge_cert: self.edge_files.as_ref().map(|files| &*files.chain),
+            edge_key: self.edge_files.as_ref().map(|files| &*files.key),
             kustomize: self.render.program.as_deref(),
             render_parallelism: self.render.parallelism,
             render_timeout: format!("{:?}", self.render.timeout),
@@ -363,6 +395,18 @@ impl Config {
             log_format: self.log_format,
         };
         toml::to_string(&shown).unwrap_or_else(|error| error.to_string())
+    }
+}
+
+fn pair(
+    chain: Option<PathBuf>,
+    key: Option<PathBuf>,
+    contradiction: &'static str,
+) -> Result<Option<Files>, ConfigError> {
+    match (chain, key) {
+        (Some(chain), Some(key)) => Ok(Some(Files { chain, key })),
+        (None, None) => Ok(None),
+        _ => Err(ConfigError::Contradiction(contradiction)),
     }
 }
 

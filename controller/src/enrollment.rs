@@ -27,6 +27,7 @@ use tracing::info;
 use self::limits::Limits;
 use crate::{
     ca::{Ca, CaError, Request, Signer as _, pem},
+    certificates::Certificates,
     clock,
     fleets::Fleets,
     metrics::Metrics,
@@ -91,6 +92,8 @@ pub struct Enrollment {
     pub store: Store,
     /// Issues certificates.
     pub ca: Arc<Ca>,
+    /// Says by what devices are to trust the edge listener.
+    pub certificates: Arc<Certificates>,
     /// Derives device tokens.
     pub keyring: Arc<Keyring>,
     /// Carries out and notices approvals.
@@ -257,7 +260,7 @@ impl Enrollment {
                     device_id: device.id.clone(),
                     device_token: device_token(),
                     certificate_chain: pem("CERTIFICATE", &chain),
-                    ca_bundle: self.ca.root_bundle(),
+                    ca_bundle: self.certificates.edge_bundle(),
                     edge_url: self.edge_url.clone(),
                 })
             }

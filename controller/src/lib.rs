@@ -15,6 +15,7 @@
 pub mod api;
 pub mod builds;
 pub mod ca;
+pub mod certificates;
 pub mod clock;
 pub mod config;
 pub mod enrollment;

@@ -5,7 +5,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -20,16 +20,16 @@ use tokio::{
     sync::Semaphore,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     api::{self, Accepting, Api},
     builds::Builds,
     ca::Ca,
+    certificates::{CertificateError, Certificates},
     clock,
     config::Config,
     enrollment::{Enrollment, limits::Limits},
-    error::chain,
     files,
     fleets::Fleets,
     gateway::Gateway,
@@ -38,17 +38,13 @@ use crate::{
     secret::{self, Keyring},
     store::{Store, StoreError, devices, tenants},
     tasks::Tasks,
-    tls::{self, Reloadable, ServerCertificate, TlsListener},
+    tls::{self, TlsListener},
 };
 
 /// The label of the administrator's token in the data directory.
 const BOOTSTRAP: &str = "bootstrap";
 /// How long the way out may take.
 const GRACE: Duration = Duration::from_secs(10);
-/// How often certificates are looked at.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
-/// How often our own listeners get a new certificate.
-const CERTIFICATE_RENEWAL: Duration = Duration::from_hours(24);
 
 /// Why the controller cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +61,9 @@ pub enum RunError {
     /// The certificate authority failed.
     #[error("the certificate authority cannot be used")]
     Ca(#[from] crate::ca::CaError),
+    /// A listener's certificate failed.
+    #[error("a listener's certificate cannot be used")]
+    Certificate(#[from] CertificateError),
     /// TLS failed.
     #[error("TLS cannot be set up")]
     Tls(#[from] tls::TlsError),
@@ -253,7 +252,6 @@ impl Serving {
             names,
         } = self.addresses;
         let tasks = self.tasks;
-        let shutdown = tasks.shutdown.clone();
         let metrics = Arc::new(Metrics::default());
         let hub = Arc::new(Hub::default());
         let description = renderer.describe();
@@ -274,8 +272,12 @@ impl Serving {
         ));
         fleets.follow_all().await?;
 
-        let certificate = ServerCertificate::new(ca.server_identity(&names, clock::now_ms())?)?;
-        let edge_tls = Reloadable::new(tls::edge(certificate.clone(), &ca)?);
+        let certificates = Arc::new(Certificates::open(
+            ca.clone(),
+            names,
+            config.public_files.clone(),
+            config.edge_files.clone(),
+        )?);
         let gateway = Arc::new(Gateway {
             store: store.clone(),
             hub: hub.clone(),
@@ -283,22 +285,23 @@ impl Serving {
             ca: ca.clone(),
             metrics: metrics.clone(),
             heartbeat: config.heartbeat,
-            shutdown: shutdown.clone(),
+            shutdown: tasks.shutdown.clone(),
         });
         let gateway = gateway.run(
-            TlsListener::spawn(edge, edge_tls.clone(), &tasks),
+            TlsListener::spawn(edge, certificates.edge_tls(), &tasks),
             tasks.tracker.clone(),
         );
         tasks.vital("the edge listener", gateway);
 
         let enrollment = Enrollment {
             store: store.clone(),
-            ca: ca.clone(),
+            ca,
+            certificates: certificates.clone(),
             keyring: keyring.clone(),
             fleets: fleets.clone(),
             limits: Limits::default(),
             metrics: metrics.clone(),
-            shutdown: shutdown.clone(),
+            shutdown: tasks.shutdown.clone(),
             edge_url: format!("{edge_url}{EDGE_PATH}"),
         };
         let app = api::router(Arc::new(Api {
@@ -307,7 +310,7 @@ impl Serving {
             enrollment,
             hub,
             keyring,
-            ca: ca.clone(),
+            certificates: certificates.clone(),
             metrics,
             webhook_bodies: Semaphore::new(api::MAX_WEBHOOKS),
             public_url: public_url.clone(),
@@ -316,35 +319,52 @@ impl Serving {
         let accepting = if config.plain_http {
             Accepting::Plain(public)
         } else {
-            let tls = Reloadable::new(tls::public(certificate.clone())?);
-            Accepting::Tls(TlsListener::spawn(public, tls, &tasks))
+            Accepting::Tls(TlsListener::spawn(
+                public,
+                certificates.public_tls()?,
+                &tasks,
+            ))
         };
         tasks.vital(
             "the public listener",
             api::serve(accepting, app, tasks.clone()),
         );
-        let keep = keep_certificates(ca.clone(), certificate, edge_tls, names, shutdown);
+        let keep = certificates.clone().keep(tasks.shutdown.clone());
         tasks.vital("the renewal of certificates", keep);
 
-        // These files tell the command line, on this machine, how to reach the controller.
-        files::write(&data_dir.join("ca.pem"), ca.root_bundle().as_bytes(), 0o644)?;
-        files::write(
-            &data_dir.join("edge-address"),
-            format!("{edge_url}\n").as_bytes(),
-            0o644,
-        )?;
-        files::write(
-            &data_dir.join("address"),
-            format!("{public_url}\n").as_bytes(),
-            0o644,
+        publish(
+            &data_dir,
+            &certificates.public_bundle(),
+            &public_url,
+            &edge_url,
         )?;
         info!(public = public_url, edge = edge_url, data = %data_dir.display(), "ready");
         Ok(())
     }
 }
 
+/// Writes the files that tell the command line, on this machine, how to reach the controller.
+fn publish(
+    data_dir: &Path,
+    bundle: &str,
+    public_url: &str,
+    edge_url: &str,
+) -> Result<(), files::FileError> {
+    files::write(&data_dir.join("ca.pem"), bundle.as_bytes(), 0o644)?;
+    files::write(
+        &data_dir.join("edge-address"),
+        format!("{edge_url}\n").as_bytes(),
+        0o644,
+    )?;
+    files::write(
+        &data_dir.join("address"),
+        format!("{public_url}\n").as_bytes(),
+        0o644,
+    )
+}
+
 /// Makes what must always exist: the tenant `default` and an administrator's token.
-async fn prepare(store: &Store, data_dir: &std::path::Path, now: u64) -> Result<(), RunError> {
+async fn prepare(store: &Store, data_dir: &Path, now: u64) -> Result<(), RunError> {
     let file = data_dir.join("admin-token");
     let token = files::read_or_create_secret(&file, || secret::generate("lsa_"))?;
     let mut db = store.write().await?;
@@ -424,53 +444,4 @@ fn certificate_names(
     names.sort();
     names.dedup();
     names
-}
-
-/// Renews our own certificates, and takes over a supplied authority's new files.
-async fn keep_certificates(
-    ca: Arc<Ca>,
-    certificate: Arc<ServerCertificate>,
-    edge: Arc<Reloadable>,
-    names: Vec<String>,
-    shutdown: CancellationToken,
-) {
-    let mut renewed = tokio::time::Instant::now();
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
-            () = shutdown.cancelled() => return,
-        }
-        let now = clock::now_ms();
-        let changed = match ca.reload(now) {
-            Ok(changed) => changed,
-            Err(error) => {
-                error!(
-                    error = %chain(&error),
-                    "the new certificate authority is refused; the old one stays"
-                );
-                false
-            }
-        };
-        if !changed && renewed.elapsed() < CERTIFICATE_RENEWAL {
-            continue;
-        }
-        let renew = || -> Result<(), RunError> {
-            certificate.replace(ca.server_identity(&names, now)?)?;
-            edge.replace(tls::edge(certificate.clone(), &ca)?);
-            Ok(())
-        };
-        match renew() {
-            Ok(()) => {
-                renewed = tokio::time::Instant::now();
-                info!(
-                    authority_changed = changed,
-                    "the listeners have new certificates"
-                );
-            }
-            Err(error) => error!(
-                error = %chain(&error),
-                "the listeners' certificates could not be renewed"
-            ),
-        }
-    }
 }

@@ -16,6 +16,7 @@ use rustls::{
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
+use rustls_pki_types::CertificateDer;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
@@ -58,6 +59,16 @@ impl ServerCertificate {
     /// Presents `identity`.
     pub fn new(identity: ServerIdentity) -> Result<Arc<Self>, TlsError> {
         Ok(Arc::new(Self(RwLock::new(certified(identity)?))))
+    }
+
+    /// The last certificate of the chain: who trusts it trusts the listener.
+    pub fn anchor(&self) -> Option<CertificateDer<'static>> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .cert
+            .last()
+            .cloned()
     }
 
     /// Presents `identity` from now on.

@@ -63,7 +63,7 @@ pub(super) async fn create(
         token: view(token),
         secret: secret.expose_secret().to_owned(),
         server: api.public_url.clone(),
-        ca_fingerprint: api.ca.fingerprint(),
+        ca_fingerprint: api.certificates.pin(),
     };
     Ok((StatusCode::CREATED, Json(created)))
 }

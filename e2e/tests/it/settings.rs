@@ -8,7 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use longshore_e2e::{Process, World, eventually, programs, repo};
+use longshore_e2e::{ControllerOptions, Process, World, WorldOptions, eventually, programs, repo};
+use longshore_protocol::{Digest, api::Approval};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 
 fn controller(directory: &Path) -> Result<Command> {
     let mut command = Command::new(programs::find("longshore-controller")?);
@@ -190,5 +194,51 @@ async fn a_taken_address_is_told() -> Result<()> {
         String::from_utf8_lossy(&output.stderr).contains(&taken),
         "{output:?}"
     );
+    Ok(())
+}
+
+/// An operator's own certificates, of an authority that the controller does not know, serve both listeners.
+#[tokio::test]
+async fn supplied_certificates_serve_both_listeners() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let authority_key = KeyPair::generate()?;
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority
+        .distinguished_name
+        .push(DnType::CommonName, "An operator's authority");
+    let root = authority.self_signed(&authority_key)?;
+    let issuer = Issuer::new(authority, authority_key);
+    let mut arguments = Vec::new();
+    for listener in ["public", "edge"] {
+        let key = KeyPair::generate()?;
+        let mut leaf = CertificateParams::new(["127.0.0.1".to_owned()])?;
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let leaf = leaf.signed_by(&key, &issuer)?;
+        let file = |kind: &str| directory.path().join(format!("{listener}-{kind}.pem"));
+        fs::write(file("cert"), leaf.pem() + &root.pem())?;
+        fs::write(file("key"), key.serialize_pem())?;
+        for kind in ["cert", "key"] {
+            arguments.push(format!("--{listener}-{kind}").into());
+            arguments.push(file(kind).into());
+        }
+    }
+    let controller = ControllerOptions {
+        arguments,
+        ..ControllerOptions::default()
+    };
+    let options = WorldOptions {
+        controller,
+        ..WorldOptions::default()
+    };
+    // The command line, the enrolling agent and the connected one all have to trust what they meet.
+    let world = World::with(options).await?;
+    let token = world.api.create_token(Approval::Automatic).await?;
+    ensure!(
+        token.ca_fingerprint == Digest::of(root.der()),
+        "{}",
+        token.ca_fingerprint
+    );
+    world.enrolled_with("store-0001", &token).await?;
     Ok(())
 }
