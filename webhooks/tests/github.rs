@@ -289,10 +289,15 @@ proptest! {
 
     /// Broken JSON made of a real body, signed: cut short, and with one byte replaced.
     #[test]
-    fn damaged_bodies_do_not_panic(cut in 0..PUSH.len(), at in 0..PUSH.len(), byte: u8) {
+    fn damaged_bodies_do_not_panic(
+        // The newline at the end may be cut off.
+        cut in 0..PUSH.trim_ascii_end().len(),
+        at in 0..PUSH.len(),
+        byte: u8,
+    ) {
         let mut body = PUSH.to_vec();
         body[at] = byte;
         let _outcome = receive("push", &body);
-        prop_assert!(receive("push", &body[..cut]).is_err());
+        prop_assert!(receive("push", &PUSH[..cut]).is_err());
     }
 }
