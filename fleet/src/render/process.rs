@@ -265,10 +265,7 @@ impl Kustomize {
         }
         let errors = String::from_utf8_lossy(&finished.errors);
         let lower = errors.to_lowercase();
-        if ["out of memory", "cannot allocate", "memory exhausted"]
-            .iter()
-            .any(|sign| lower.contains(sign))
-        {
+        if OUT_OF_MEMORY.iter().any(|sign| lower.contains(sign)) {
             return RenderError::OutOfMemory {
                 limit: self.settings.memory_limit,
             };
@@ -282,6 +279,17 @@ impl Kustomize {
         RenderError::Build { message }
     }
 }
+
+/// How a program written in Go, and what it is linked with, say that there is no memory: for the heap, for an
+/// allocation outside of it, and for the stack of a further thread.
+const OUT_OF_MEMORY: &[&str] = &[
+    "out of memory",
+    "cannot allocate",
+    "memory exhausted",
+    "pthread_create failed",
+    "failed to create new os thread",
+    "resource temporarily unavailable",
+];
 
 impl Render for Kustomize {
     fn identity(&self) -> &str {
