@@ -91,30 +91,18 @@ pub async fn put_objects<'a>(
         .into_iter()
         .map(|object| (object.digest(), object))
         .collect();
-    let rows: Vec<_> = unique
+    let rows = unique
         .into_iter()
         .map(|(digest, object)| (digest.to_string(), compress(object.body())))
         .collect();
-    in_chunks(
-        db,
-        &rows,
-        3,
-        |rows| {
-            format!(
-                "INSERT INTO objects (tenant, digest, body) VALUES {rows}
-                 ON CONFLICT (tenant, digest) DO UPDATE SET body = excluded.body
-                 WHERE objects.body <> excluded.body"
-            )
-        },
-        |query, (digest, body)| {
-            query
-                .bind(tenant.to_string())
-                .bind(digest)
-                .bind(body.as_slice())
-        },
-    )
-    .await?;
-    Ok(())
+    put(db, tenant, rows, |rows| {
+        format!(
+            "INSERT INTO objects (tenant, digest, body) VALUES {rows}
+             ON CONFLICT (tenant, digest) DO UPDATE SET body = excluded.body
+             WHERE objects.body <> excluded.body"
+        )
+    })
+    .await
 }
 
 /// The objects with these digests. Those that the store does not have, or that are damaged, are left out.
@@ -169,30 +157,18 @@ pub async fn put_sets<'a>(
     sets: impl IntoIterator<Item = &'a ManifestSet>,
 ) -> Result<(), StoreError> {
     let unique: BTreeMap<_, _> = sets.into_iter().map(|set| (set.digest(), set)).collect();
-    let rows: Vec<_> = unique
+    let rows = unique
         .into_iter()
         .map(|(digest, set)| (digest.to_string(), compress(json(set.entries()).as_bytes())))
         .collect();
-    in_chunks(
-        db,
-        &rows,
-        3,
-        |rows| {
-            format!(
-                "INSERT INTO sets (tenant, digest, entries) VALUES {rows}
-                 ON CONFLICT (tenant, digest) DO UPDATE SET entries = excluded.entries
-                 WHERE sets.entries <> excluded.entries"
-            )
-        },
-        |query, (digest, body)| {
-            query
-                .bind(tenant.to_string())
-                .bind(digest)
-                .bind(body.as_slice())
-        },
-    )
-    .await?;
-    Ok(())
+    put(db, tenant, rows, |rows| {
+        format!(
+            "INSERT INTO sets (tenant, digest, entries) VALUES {rows}
+             ON CONFLICT (tenant, digest) DO UPDATE SET entries = excluded.entries
+             WHERE sets.entries <> excluded.entries"
+        )
+    })
+    .await
 }
 
 /// The set with this digest.
@@ -218,6 +194,23 @@ pub async fn set(
         return Err(corrupt("sets.entries", "a set with another digest"));
     }
     Ok(Some(set))
+}
+
+/// Writes content by its digest, with the statement that `statement` makes of the rows' placeholders.
+async fn put(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    rows: Vec<(String, Vec<u8>)>,
+    statement: impl Fn(&str) -> String,
+) -> Result<(), StoreError> {
+    in_chunks(db, &rows, 3, statement, |query, (digest, content)| {
+        query
+            .bind(tenant.to_string())
+            .bind(digest)
+            .bind(content.as_slice())
+    })
+    .await?;
+    Ok(())
 }
 
 fn compress(bytes: &[u8]) -> Vec<u8> {
