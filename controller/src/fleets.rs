@@ -16,6 +16,10 @@ use crate::{
     builds::Builds,
     enrollment::branches::Branches,
     error::chain,
+    forge::{
+        Forge,
+        watch::{PullRequests, Watch},
+    },
     hub::Hub,
     metrics::Metrics,
     reconcile::{Parts, Reconciler},
@@ -31,6 +35,7 @@ use crate::{
 #[derive(Debug)]
 struct Followed {
     source: Arc<Notify>,
+    pull_requests: Arc<Notify>,
     branches: Branches,
     reconcile: Arc<Notify>,
     changes: watch::Sender<u64>,
@@ -98,6 +103,8 @@ impl Fleets {
         let mirror = Mirror::open(directory, fleet).await?;
         let local = fleet.trusted.then(|| local_path(&fleet.repo)).flatten();
         let (found, observation) = watch::channel(Observation::default());
+        let (listed, pull_requests) = watch::channel(PullRequests::default());
+        let forge = self.forge(fleet);
         let changes = watch::Sender::new(0);
         let stop = self.tasks.shutdown.child_token();
         let source = Source {
@@ -112,7 +119,9 @@ impl Fleets {
             fleet: fleet.id.clone(),
             root: root.clone(),
             mirror: mirror.clone(),
+            forge: forge.clone(),
             observation: observation.clone(),
+            pull_requests,
             poke: Arc::default(),
             changes: changes.subscribe(),
             source: source.poke.clone(),
@@ -133,11 +142,13 @@ impl Fleets {
         });
         let followed = Followed {
             source: source.poke.clone(),
+            pull_requests: Arc::default(),
             branches: branches.clone(),
             reconcile,
             changes,
             stop: stop.clone(),
         };
+        let poke = followed.pull_requests.clone();
         let older = self.followed().insert(fleet.id.clone(), followed);
         if let Some(older) = older {
             older.stop.cancel();
@@ -145,6 +156,12 @@ impl Fleets {
         let span = info_span!("fleet", tenant = %fleet.id.tenant, fleet = %fleet.id.name);
         let source = source.run(found, stop.clone()).instrument(span.clone());
         self.tasks.sound("a fleet's source", source);
+        if let Some(forge) = forge {
+            let base = fleet.branch.clone();
+            let watch = Watch { forge, base, poke };
+            let watch = watch.run(listed, stop.clone()).instrument(span.clone());
+            self.tasks.sound("a fleet's pull requests", watch);
+        }
         let branches = branches.run(stop.clone()).instrument(span.clone());
         self.tasks.sound("a fleet's enrollment", branches);
         self.tasks.sound(
@@ -167,10 +184,11 @@ impl Fleets {
         });
     }
 
-    /// Makes a fleet's source look at the repo.
+    /// Makes a fleet's source look at the repo, and at its pull requests.
     pub fn look(&self, fleet: &FleetId) {
         if let Some(followed) = self.followed().get(fleet) {
             followed.source.notify_one();
+            followed.pull_requests.notify_one();
         }
     }
 
@@ -201,6 +219,11 @@ impl Fleets {
         self.followed()
             .get(fleet)
             .map(|followed| followed.branches.clone())
+    }
+
+    /// The fleet's forge, where it is connected to one.
+    fn forge(&self, _fleet: &Fleet) -> Option<Arc<dyn Forge>> {
+        None
     }
 
     /// A fleet that is made again under an old name must not find the old one's mirror.

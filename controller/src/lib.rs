@@ -22,6 +22,7 @@ pub mod enrollment;
 pub mod error;
 pub mod files;
 pub mod fleets;
+pub mod forge;
 pub mod gateway;
 pub mod hub;
 pub mod metrics;

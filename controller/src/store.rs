@@ -26,8 +26,14 @@ use sqlx::{
 /// How many rows one bulk statement writes: with at most sixteen columns, within both engines' limits.
 const ROWS_PER_STATEMENT: usize = 1000;
 
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "initial", include_str!("../migrations/0001_initial.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "initial", include_str!("../migrations/0001_initial.sql")),
+    (
+        2,
+        "git_hosts",
+        include_str!("../migrations/0002_git_hosts.sql"),
+    ),
+];
 
 /// Which database answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use longshore_protocol::{DeviceId, DeviceName, Digest};
 pub use device::check_labels;
 pub(crate) use fields::closest;
 pub use read::{FleetError, Reader};
-pub use settings::{FleetSettings, MaxDecommission};
+pub use settings::{EnrollmentSettings, FleetSettings, MaxDecommission};
 pub use write::device_yaml;
 
 use crate::{problem::Problem, tree::RepoPath};

@@ -26,7 +26,8 @@ mod yaml;
 
 pub use closure::{Closure, ClosureCache, ClosureError, ClosureFile, Closures, InputKey};
 pub use fleet::{
-    DeviceSpec, Fleet, FleetError, FleetSettings, MaxDecommission, Reader, device_yaml,
+    DeviceSpec, EnrollmentSettings, Fleet, FleetError, FleetSettings, MaxDecommission, Reader,
+    device_yaml,
 };
 pub use problem::Problem;
 pub use render::{DetectError, Kustomize, Render, RenderError, RenderFuture, RenderSettings};

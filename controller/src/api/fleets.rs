@@ -61,6 +61,9 @@ pub(super) async fn create(
         webhook_secret: api
             .keyring
             .encrypt(&webhook_purpose(&id), &webhook_secret)?,
+        webhook_secret_before: None,
+        connection: None,
+        hosted: false,
         status: FleetStatus::default(),
         confirmed_revision: None,
         created_at: clock::now_ms(),

@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::{
     error::chain,
+    forge::{Forge, watch::PullRequests},
     source::{
         Observation,
         git::GitError,
@@ -76,8 +77,12 @@ pub struct Branches {
     pub root: RepoPath,
     /// Its repo's mirror.
     pub mirror: Mirror,
+    /// The repo's forge, where the fleet is connected to one.
+    pub forge: Option<Arc<dyn Forge>>,
     /// What the source sees.
     pub observation: watch::Receiver<Observation>,
+    /// The open pull requests; never anything without a forge.
+    pub pull_requests: watch::Receiver<PullRequests>,
     /// Says "look".
     pub poke: Arc<Notify>,
     /// Says that devices' states changed, and so which branches are still needed.

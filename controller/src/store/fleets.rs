@@ -35,6 +35,12 @@ pub struct Fleet {
     pub trusted: bool,
     /// The webhook's secret, encrypted.
     pub webhook_secret: Vec<u8>,
+    /// The one before, encrypted, and until when it holds too.
+    pub webhook_secret_before: Option<(Vec<u8>, u64)>,
+    /// The forge and the credentials, encrypted.
+    pub connection: Option<Vec<u8>>,
+    /// Whether the controller hosts the repo itself.
+    pub hosted: bool,
     /// How it does.
     pub status: FleetStatus,
     /// The revision whose held removals an operator confirmed.
@@ -65,6 +71,10 @@ struct Row {
     path: String,
     trusted: i64,
     webhook_secret: Vec<u8>,
+    webhook_secret_before: Option<Vec<u8>>,
+    webhook_secret_before_until: Option<i64>,
+    connection: Option<Vec<u8>>,
+    hosted: i64,
     revision: Option<String>,
     conditions: String,
     problems: String,
@@ -87,6 +97,11 @@ impl TryFrom<Row> for Fleet {
             path: row.path,
             trusted: row.trusted != 0,
             webhook_secret: row.webhook_secret,
+            webhook_secret_before: row
+                .webhook_secret_before
+                .zip(row.webhook_secret_before_until.map(unsigned)),
+            connection: row.connection,
+            hosted: row.hosted != 0,
             status: FleetStatus {
                 revision: row.revision,
                 conditions: from_json(&row.conditions, "fleets.conditions")?,
@@ -105,9 +120,10 @@ impl TryFrom<Row> for Fleet {
 /// [`StoreError::Duplicate`] where the tenant has one of that name.
 pub async fn insert(db: &mut AnyConnection, fleet: &Fleet) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO fleets (tenant, name, repo, branch, path, trusted, webhook_secret, revision,
+        "INSERT INTO fleets (tenant, name, repo, branch, path, trusted, webhook_secret,
+            webhook_secret_before, webhook_secret_before_until, connection, hosted, revision,
             conditions, problems, held, confirmed_revision, created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
     )
     .bind(fleet.id.tenant.as_str())
     .bind(fleet.id.name.as_str())
@@ -116,6 +132,20 @@ pub async fn insert(db: &mut AnyConnection, fleet: &Fleet) -> Result<(), StoreEr
     .bind(&fleet.path)
     .bind(i64::from(fleet.trusted))
     .bind(&fleet.webhook_secret)
+    .bind(
+        fleet
+            .webhook_secret_before
+            .as_ref()
+            .map(|(secret, _)| secret.as_slice()),
+    )
+    .bind(
+        fleet
+            .webhook_secret_before
+            .as_ref()
+            .map(|(_, until)| signed(*until)),
+    )
+    .bind(fleet.connection.as_deref())
+    .bind(i64::from(fleet.hosted))
     .bind(fleet.status.revision.as_deref())
     .bind(json(&fleet.status.conditions))
     .bind(json(&fleet.status.problems))
@@ -182,6 +212,68 @@ pub async fn set_status(
     .bind(json(&status.held))
     .execute(db)
     .await?;
+    Ok(())
+}
+
+/// Replaces the webhook's secret; the one that was in force holds until `until`, too.
+pub async fn rotate_webhook_secret(
+    db: &mut AnyConnection,
+    id: &FleetId,
+    secret: &[u8],
+    until: u64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE fleets SET webhook_secret_before = webhook_secret, webhook_secret_before_until = $4,
+            webhook_secret = $3
+         WHERE tenant = $1 AND name = $2",
+    )
+    .bind(id.tenant.as_str())
+    .bind(id.name.as_str())
+    .bind(secret)
+    .bind(signed(until))
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Replaces the forge and the credentials, encrypted; `None` takes them away.
+pub async fn set_connection(
+    db: &mut AnyConnection,
+    id: &FleetId,
+    connection: Option<&[u8]>,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE fleets SET connection = $3 WHERE tenant = $1 AND name = $2")
+        .bind(id.tenant.as_str())
+        .bind(id.name.as_str())
+        .bind(connection)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// What the forge was told of commits, as [`set_reported`] wrote it.
+pub async fn reported(db: &mut AnyConnection, id: &FleetId) -> Result<Option<String>, StoreError> {
+    let row: Option<(Option<String>,)> =
+        sqlx::query_as("SELECT reported FROM fleets WHERE tenant = $1 AND name = $2")
+            .bind(id.tenant.as_str())
+            .bind(id.name.as_str())
+            .fetch_optional(db)
+            .await?;
+    Ok(row.and_then(|(reported,)| reported))
+}
+
+/// Remembers what the forge was told of commits.
+pub async fn set_reported(
+    db: &mut AnyConnection,
+    id: &FleetId,
+    reported: &str,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE fleets SET reported = $3 WHERE tenant = $1 AND name = $2")
+        .bind(id.tenant.as_str())
+        .bind(id.name.as_str())
+        .bind(reported)
+        .execute(db)
+        .await?;
     Ok(())
 }
 

@@ -1,9 +1,14 @@
 //! `fleet.yaml`.
 
+use std::time::Duration;
+
 use longshore_protocol::FleetName;
 
 use super::fields::{Fields, expect_kind, text};
-use crate::yaml::{Node, YamlError};
+use crate::yaml::{Node, Value, YamlError};
+
+/// The longest time for which devices join one pull request, in seconds.
+const LONGEST_BATCH: u64 = 24 * 3600;
 
 /// What `fleet.yaml` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +17,23 @@ pub struct FleetSettings {
     pub name: FleetName,
     /// `spec.safety.maxDecommission`: how many devices one commit may decommission unasked.
     pub max_decommission: MaxDecommission,
+    /// `spec.enrollment`: how enrollments become pull requests.
+    pub enrollment: EnrollmentSettings,
+    /// `spec.previews.forks`: whether pull requests from forks are rendered. Those are written by strangers.
+    pub preview_forks: bool,
+    /// `spec.push.refuseBroken`: whether a hosted repo refuses a push that breaks an overlay.
+    pub refuse_broken: bool,
+}
+
+/// How enrollments become pull requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EnrollmentSettings {
+    /// `batch`: for how long devices of one token join one pull request; each has its own where this is absent.
+    pub batch: Option<Duration>,
+    /// `reviewers`: who is asked for a review; `team:<name>` is a team.
+    pub reviewers: Vec<String>,
+    /// `labels`: what the pull requests are labelled with, besides the forge's own rules.
+    pub labels: Vec<String>,
 }
 
 /// How many devices of a fleet may go at once without an operator's word.
@@ -65,18 +87,93 @@ pub(super) fn parse(node: &Node) -> Result<FleetSettings, YamlError> {
     let name = text(name_node, "name")?
         .parse()
         .map_err(|error| name_node.error(format!("{error}")))?;
-    let mut max_decommission = MaxDecommission::default();
+    let mut settings = FleetSettings {
+        name,
+        max_decommission: MaxDecommission::default(),
+        enrollment: EnrollmentSettings::default(),
+        preview_forks: false,
+        refuse_broken: true,
+    };
     if let Some(spec) = root.optional("spec") {
-        let spec = Fields::of(spec, "spec", &["safety"])?;
+        let spec = Fields::of(spec, "spec", &["safety", "enrollment", "previews", "push"])?;
         if let Some(safety) = spec.optional("safety") {
             let safety = Fields::of(safety, "spec.safety", &["maxDecommission"])?;
             if let Some(most) = safety.optional("maxDecommission") {
-                max_decommission = MaxDecommission::parse(most)?;
+                settings.max_decommission = MaxDecommission::parse(most)?;
+            }
+        }
+        if let Some(enrollment) = spec.optional("enrollment") {
+            settings.enrollment = EnrollmentSettings::parse(enrollment)?;
+        }
+        if let Some(previews) = spec.optional("previews") {
+            let previews = Fields::of(previews, "spec.previews", &["forks"])?;
+            if let Some(forks) = previews.optional("forks") {
+                settings.preview_forks = truth(forks, "forks")?;
+            }
+        }
+        if let Some(push) = spec.optional("push") {
+            let push = Fields::of(push, "spec.push", &["refuseBroken"])?;
+            if let Some(refuse) = push.optional("refuseBroken") {
+                settings.refuse_broken = truth(refuse, "refuseBroken")?;
             }
         }
     }
-    Ok(FleetSettings {
-        name,
-        max_decommission,
-    })
+    Ok(settings)
+}
+
+impl EnrollmentSettings {
+    fn parse(node: &Node) -> Result<Self, YamlError> {
+        let fields = Fields::of(node, "spec.enrollment", &["batch", "reviewers", "labels"])?;
+        let batch = fields.optional("batch").map(period).transpose()?;
+        let texts_of = |name| {
+            fields
+                .optional(name)
+                .map_or(Ok(Vec::new()), |node| texts(node, name))
+        };
+        Ok(Self {
+            batch,
+            reviewers: texts_of("reviewers")?,
+            labels: texts_of("labels")?,
+        })
+    }
+}
+
+/// A duration from a second to a day, such as `30s`, `10m` or `1h`.
+fn period(node: &Node) -> Result<Duration, YamlError> {
+    let text = node.scalar().unwrap_or_default();
+    let number = text.trim_end_matches(|unit: char| unit.is_ascii_alphabetic());
+    let seconds = match text.get(number.len()..) {
+        Some("s") => Some(1),
+        Some("m") => Some(60),
+        Some("h") => Some(3600),
+        _ => None,
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .zip(seconds)
+        .and_then(|(number, seconds)| number.checked_mul(seconds))
+        .filter(|seconds| (1..=LONGEST_BATCH).contains(seconds) && !number.starts_with('+'))
+        .map(Duration::from_secs)
+        .ok_or_else(|| {
+            node.error("`batch` must be a duration of at most a day, such as 30s, 10m or 1h")
+        })
+}
+
+fn texts(node: &Node, what: &'static str) -> Result<Vec<String>, YamlError> {
+    let Value::Sequence(items) = &node.value else {
+        return Err(node.error(format!("`{what}` must be a list, not {}", node.what())));
+    };
+    items
+        .iter()
+        .map(|item| Ok(text(item, what)?.to_owned()))
+        .collect()
+}
+
+fn truth(node: &Node, what: &str) -> Result<bool, YamlError> {
+    match node.scalar() {
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        _ => Err(node.error(format!("`{what}` must be true or false"))),
+    }
 }

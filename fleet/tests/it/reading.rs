@@ -6,11 +6,12 @@ use std::{
     fs,
     os::unix::ffi::OsStrExt,
     sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
 
 use longshore_fleet::{
-    ContentId, Fleet, FleetError, Listed, MaxDecommission, Reader, RepoPath, Tree, TreeEntry,
-    TreeError, WorkTree, device_yaml, tree::resolve,
+    ContentId, EnrollmentSettings, Fleet, FleetError, Listed, MaxDecommission, Reader, RepoPath,
+    Tree, TreeEntry, TreeError, WorkTree, device_yaml, tree::resolve,
 };
 use longshore_protocol::{DeviceId, DeviceName, Digest};
 use proptest::prelude::*;
@@ -105,6 +106,18 @@ fn a_fleet_needs_its_file() {
             "apiVersion: longshore.dev/v1alpha1\nkind: Fleet\nmetadata: {name: a}\nspec:\n  safety: {maxDecommission: 101%}\n",
             "fleet.yaml:5: `maxDecommission` must be",
         ),
+        (
+            "apiVersion: longshore.dev/v1alpha1\nkind: Fleet\nmetadata: {name: a}\nspec:\n  enrollment: {batch: 2d}\n",
+            "fleet.yaml:5: `batch` must be a duration of at most a day",
+        ),
+        (
+            "apiVersion: longshore.dev/v1alpha1\nkind: Fleet\nmetadata: {name: a}\nspec:\n  enrollment: {reviewers: anna}\n",
+            "fleet.yaml:5: `reviewers` must be a list",
+        ),
+        (
+            "apiVersion: longshore.dev/v1alpha1\nkind: Fleet\nmetadata: {name: a}\nspec:\n  push: {refuseBroken: maybe}\n",
+            "fleet.yaml:5: `refuseBroken` must be true or false",
+        ),
     ] {
         let repo = repo().write("fleet.yaml", text);
         let error = Reader::new()
@@ -141,6 +154,29 @@ fn most_decommissions() {
         [10, 200].map(|devices| MaxDecommission::Default.of(devices)),
         [5, 20]
     );
+}
+
+#[test]
+fn how_pull_requests_are_treated() {
+    let repo = repo().write(
+        "fleet.yaml",
+        "apiVersion: longshore.dev/v1alpha1\nkind: Fleet\nmetadata: {name: a}\nspec:\n  \
+         enrollment: {batch: 10m, reviewers: [anna, \"team:ops\"], labels: [device]}\n  \
+         previews: {forks: true}\n  push: {refuseBroken: false}\n",
+    );
+    let settings = read(&repo).settings;
+    assert_eq!(
+        settings.enrollment,
+        EnrollmentSettings {
+            batch: Some(Duration::from_mins(10)),
+            reviewers: vec!["anna".to_owned(), "team:ops".to_owned()],
+            labels: vec!["device".to_owned()],
+        }
+    );
+    assert!(settings.preview_forks && !settings.refuse_broken);
+    let unsaid = read(&self::repo()).settings;
+    assert_eq!(unsaid.enrollment, EnrollmentSettings::default());
+    assert!(!unsaid.preview_forks && unsaid.refuse_broken);
 }
 
 #[test]
