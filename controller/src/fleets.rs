@@ -222,6 +222,10 @@ impl Fleets {
     }
 
     /// The fleet's forge, where it is connected to one.
+    #[expect(
+        clippy::unused_self,
+        reason = "what forges are opened with comes with them"
+    )]
     fn forge(&self, _fleet: &Fleet) -> Option<Arc<dyn Forge>> {
         None
     }

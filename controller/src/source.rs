@@ -8,13 +8,18 @@
 //!
 //! A poke says "look", never "what changed". Bursts of pokes become one fetch. The timer guarantees that a lost
 //! webhook costs only the polling interval.
+//!
+//! No host is hammered: a fetch that finds nothing new costs it two small calls ([`git`]), the interval is
+//! jittered, failures back off, and a host that wants fewer calls (`429`, `503`) is left alone for as long as it
+//! says. A poke does not shorten that pause, and is not lost: it makes the next fetch come right after it.
 
 pub mod git;
 mod local;
 pub mod mirror;
+mod throttle;
 pub mod tree;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use notify::{RecursiveMode, Watcher as _};
 use rand::RngExt as _;
@@ -22,7 +27,10 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::mirror::{Mirror, Refs};
+use self::{
+    git::GitError,
+    mirror::{Mirror, Refs},
+};
 use crate::error::chain;
 
 /// The longest pause between two tries of a repo that does not answer.
@@ -70,6 +78,7 @@ impl Source {
                 () = shutdown.cancelled() => return,
                 fetched = self.mirror.fetch() => fetched,
             };
+            let mut forced = Duration::ZERO;
             match fetched {
                 Ok(refs) => {
                     if failures > 0 {
@@ -94,6 +103,13 @@ impl Source {
                         );
                     }
                     failures += 1;
+                    if let GitError::Throttled { retry_after, .. } = error {
+                        forced = match retry_after {
+                            // Not all the controllers of the world at the same moment.
+                            Some(pause) => jittered(pause, 1.0..1.2),
+                            None => self.pause(failures),
+                        };
+                    }
                     let problem = chain(&error);
                     found.send_if_modified(|before| {
                         let changed = before.problem.as_ref() != Some(&problem);
@@ -101,6 +117,10 @@ impl Source {
                         changed
                     });
                 }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(forced) => {}
             }
             let pause = self.pause(failures);
             tokio::select! {
@@ -119,8 +139,12 @@ impl Source {
                 .saturating_mul(1 << failures.min(9))
                 .min(MAX_BACKOFF),
         };
-        base.mul_f64(rand::rng().random_range(0.8..1.2))
+        jittered(base, 0.8..1.2)
     }
+}
+
+fn jittered(pause: Duration, range: Range<f64>) -> Duration {
+    pause.mul_f64(rand::rng().random_range(range))
 }
 
 /// Watches the refs of a repo on this machine.

@@ -97,7 +97,7 @@ impl From<SecretError> for ApiError {
 impl From<GitError> for ApiError {
     fn from(error: GitError) -> Self {
         match error {
-            GitError::Refused { .. } | GitError::TimedOut { .. } => {
+            GitError::Refused { .. } | GitError::Throttled { .. } | GitError::TimedOut { .. } => {
                 Self::refused(StatusCode::BAD_GATEWAY, error.to_string())
             }
             other => Self::internal(&other),

@@ -1,4 +1,7 @@
 //! The `git` program, for everything that crosses a network: it brings credential helpers, SSH, proxies.
+//!
+//! It speaks version 2 of Git's protocol, in which a fetch is conditional by itself: the client asks for the few
+//! refs that it wants, and where they are what it has, that was all.
 
 use std::{ffi::OsStr, path::Path, process::Stdio, time::Duration};
 
@@ -10,6 +13,9 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::Command,
 };
+
+use super::throttle;
+use crate::clock;
 
 /// A fetch or push that takes longer is ended.
 pub(super) const DEADLINE: Duration = Duration::from_mins(2);
@@ -33,6 +39,16 @@ pub enum GitError {
     Refused {
         /// `fetch`, `push`, …
         operation: String,
+        /// The last lines that it printed.
+        message: String,
+    },
+    /// The host wants fewer calls: `429` or `503`.
+    #[error("git {operation}: the host wants fewer calls{}: {message}", until(*retry_after))]
+    Throttled {
+        /// `fetch`, `push`, …
+        operation: String,
+        /// When to come back, where the host said so.
+        retry_after: Option<Duration>,
         /// The last lines that it printed.
         message: String,
     },
@@ -61,6 +77,13 @@ impl GitError {
             if ["non-fast-forward", "fetch first", "stale info", "cannot lock ref", "failed to update ref"]
                 .iter().any(|sign| message.contains(sign)))
     }
+}
+
+/// When to come back, as part of a sentence.
+fn until(retry_after: Option<Duration>) -> String {
+    retry_after
+        .map(|pause| format!(" for {} s", pause.as_secs()))
+        .unwrap_or_default()
 }
 
 /// How Git reaches a remote.
@@ -102,6 +125,8 @@ pub async fn run<S: AsRef<OsStr>>(
         "maintenance.auto=false",
         "-c",
         "core.hooksPath=/dev/null",
+        "-c",
+        "protocol.version=2",
     ]);
     if trust == Trust::Tenant {
         // Nothing of the controller's own may speak for a tenant: no helpers, no netrc, no configuration.
@@ -147,6 +172,7 @@ pub async fn run<S: AsRef<OsStr>>(
                 Trust::Tenant => "https",
             },
         )
+        .envs(throttle::TRACE)
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -173,17 +199,30 @@ pub async fn run<S: AsRef<OsStr>>(
     if status.map_err(GitError::Start)?.success() {
         return Ok(stdout);
     }
+    Err(failure(operation, &stdout, &stderr))
+}
+
+/// Why the program failed, by what it printed.
+fn failure(operation: String, stdout: &str, stderr: &str) -> GitError {
+    let (stderr, throttled) = throttle::split(stderr, clock::now_ms());
     // A push tells on stdout why a ref was refused.
     let lines: Vec<_> = stdout
         .lines()
         .filter(|line| line.starts_with('!'))
-        .chain(stderr.lines())
+        .chain(stderr)
         .map(str::trim)
         .filter(|line| !line.is_empty())
         .collect();
     let last = lines.len().saturating_sub(6);
     let message = lines.get(last..).unwrap_or_default().join("; ");
-    Err(GitError::Refused { operation, message })
+    match throttled {
+        Some(throttled) => GitError::Throttled {
+            operation,
+            retry_after: throttled.retry_after,
+            message,
+        },
+        None => GitError::Refused { operation, message },
+    }
 }
 
 /// A process group that is killed when this is dropped.
