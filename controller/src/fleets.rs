@@ -14,6 +14,7 @@ use tracing::{Instrument as _, error, info_span};
 
 use crate::{
     builds::Builds,
+    commit_status::CommitStatuses,
     enrollment::branches::Branches,
     error::chain,
     forge::{
@@ -132,7 +133,7 @@ impl Fleets {
             fleet: fleet.id.clone(),
             root,
             mirror,
-            observation,
+            observation: observation.clone(),
             poke: reconcile.clone(),
             changes: changes.clone(),
             store: self.store.clone(),
@@ -157,6 +158,14 @@ impl Fleets {
         let source = source.run(found, stop.clone()).instrument(span.clone());
         self.tasks.sound("a fleet's source", source);
         if let Some(forge) = forge {
+            let statuses = CommitStatuses {
+                fleet: fleet.id.clone(),
+                forge: forge.clone(),
+                observation,
+                store: self.store.clone(),
+            };
+            let statuses = statuses.run(stop.clone()).instrument(span.clone());
+            self.tasks.sound("a fleet's commit statuses", statuses);
             let base = fleet.branch.clone();
             let watch = Watch { forge, base, poke };
             let watch = watch.run(listed, stop.clone()).instrument(span.clone());

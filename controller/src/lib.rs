@@ -17,6 +17,7 @@ pub mod builds;
 pub mod ca;
 pub mod certificates;
 pub mod clock;
+pub mod commit_status;
 pub mod config;
 pub mod enrollment;
 pub mod error;

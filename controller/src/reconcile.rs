@@ -37,7 +37,7 @@ use crate::{
     error::chain,
     hub::Hub,
     metrics::Metrics,
-    rollout::{self, Guard},
+    rollout::{self, Guard, Wanted},
     source::{
         Observation,
         git::GitError,
@@ -238,6 +238,11 @@ impl Reconciler {
             max_removals: fleet.settings.max_decommission.of(active.len()),
             confirmed: row.confirmed_revision.as_deref() == Some(&*revision),
         };
+        let building = desires
+            .candidates
+            .iter()
+            .filter(|candidate| matches!(candidate.wanted, Wanted::Building))
+            .count();
         let plan = rollout::plan(std::mem::take(&mut desires.candidates), guard);
 
         let mut problems: Vec<_> = fleet.problems.iter().map(ToString::to_string).collect();
@@ -249,6 +254,7 @@ impl Reconciler {
             &mut status.conditions,
             conditions::valid(problem_count, &problems, now),
         );
+        condition::set(&mut status.conditions, conditions::planned(building, now));
         condition::set(
             &mut status.conditions,
             conditions::held(&plan.held, &self.parts.fleet.name, &revision, now),

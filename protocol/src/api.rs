@@ -177,7 +177,7 @@ pub struct Fleet {
     pub revision: Option<String>,
     /// Device counts by state.
     pub devices: DeviceCounts,
-    /// Conditions of the fleet: `SourceReady`, `FleetValid`, `RemovalsHeld`.
+    /// Conditions of the fleet: `SourceReady`, `FleetValid`, `Planned`, `RemovalsHeld`.
     pub conditions: Vec<Condition>,
     /// What is wrong in the repo, at most 100 lines of `path:line: message`.
     pub problems: Vec<String>,

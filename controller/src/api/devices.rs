@@ -6,7 +6,6 @@ use axum::{Json, extract::State as Extract, http::StatusCode};
 use longshore_protocol::{
     Condition, ConditionStatus, TokenId,
     api::{self, DeviceDesired, DeviceManifests, DeviceObject, DeviceObserved, DeviceState, List},
-    message::Phase,
 };
 use sqlx::AnyConnection;
 
@@ -213,18 +212,6 @@ async fn token_labels(
         .into_iter()
         .map(|token| (token.id, token.label))
         .collect())
-}
-
-/// Whether a device failed to render or to apply.
-pub(super) fn is_failing(view: &DeviceView) -> bool {
-    let rendered = view.device.conditions.iter().any(|it| {
-        it.kind == "Rendered" && it.status == ConditionStatus::False && it.reason != "Building"
-    });
-    rendered
-        || view
-            .observed
-            .as_ref()
-            .is_some_and(|it| it.report.phase == Phase::Failed)
 }
 
 /// Where the device stands, as a condition: its reason says who or what decided.

@@ -203,7 +203,7 @@ pub(super) async fn view(db: &mut AnyConnection, fleet: Fleet) -> Result<api::Fl
         counts.total += 1;
         counts.connected += u64::from(view.device.connected);
         counts.in_sync += u64::from(view.in_sync());
-        counts.failing += u64::from(super::devices::is_failing(&view));
+        counts.failing += u64::from(view.is_failing());
     }
     Ok(api::Fleet {
         name: fleet.id.name,

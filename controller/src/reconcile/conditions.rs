@@ -30,6 +30,18 @@ pub(super) fn valid(count: u64, problems: &[String], now: u64) -> Condition {
     }
 }
 
+/// Whether it is decided what every device is to run.
+pub(super) fn planned(building: usize, now: u64) -> Condition {
+    match building {
+        0 => Condition::holds("Planned", "Decided", "", now),
+        1 => Condition::fails("Planned", "Building", "1 device waits for a build", now),
+        many => {
+            let message = format!("{many} devices wait for builds");
+            Condition::fails("Planned", "Building", message, now)
+        }
+    }
+}
+
 /// Whether removals wait for an operator.
 pub(super) fn held(held: &[HeldRemoval], fleet: &FleetName, revision: &str, now: u64) -> Condition {
     if held.is_empty() {

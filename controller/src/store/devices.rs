@@ -6,7 +6,7 @@ mod states;
 use std::collections::BTreeMap;
 
 use longshore_protocol::{
-    Condition, DeviceId, DeviceName, Digest, TenantName, TokenId,
+    Condition, ConditionStatus, DeviceId, DeviceName, Digest, TenantName, TokenId,
     api::{DeviceState, Facts},
     message::Phase,
 };
@@ -77,6 +77,19 @@ impl DeviceView {
             }
             _ => false,
         }
+    }
+
+    /// Whether the device's overlay does not build.
+    pub fn is_unbuilt(&self) -> bool {
+        self.device.conditions.iter().any(|it| {
+            it.kind == "Rendered" && it.status == ConditionStatus::False && it.reason != "Building"
+        })
+    }
+
+    /// Whether the device's overlay does not build, or its runtime does not take what was built.
+    pub fn is_failing(&self) -> bool {
+        let failed = |it: &Observed| it.report.phase == Phase::Failed;
+        self.is_unbuilt() || self.observed.as_ref().is_some_and(failed)
     }
 }
 

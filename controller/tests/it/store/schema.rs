@@ -45,7 +45,7 @@ async fn a_newer_schema_is_refused(database: Database) {
     database
         .damage(&format!(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-             SELECT 9000, 'from the future', {truth}, checksum, 1 FROM _sqlx_migrations"
+             SELECT 9000, 'from the future', {truth}, checksum, 1 FROM _sqlx_migrations WHERE version = 1"
         ))
         .await;
     let error = Store::open(&database.url).await.unwrap_err();

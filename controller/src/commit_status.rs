@@ -1,0 +1,383 @@
+//! Tells the forge how the tracked commit spreads, as the commit status `longshore/sync`.
+//!
+//! ```text
+//! tracked commit ─┐
+//! devices ────────┼─▶ Progress ─▶ CommitStatus ─▶ forge, where it says something new
+//! fleet's status ─┘
+//! ```
+//!
+//! Level-triggered: each look compares what should be told with what was told, which the store remembers. So a
+//! restart repeats nothing, a forge that does not answer gets the newest state later, and the last thing told is
+//! what is true. While something moves there is a look every [`BUSY`]; then they become rarer.
+//!
+//! A commit that was told to be under way when a newer one took its place is told to be superseded, so that no
+//! commit waits for ever.
+
+use std::{sync::Arc, time::Duration};
+
+use longshore_protocol::{ConditionStatus, DeviceName, api::DeviceState};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{
+    error::chain,
+    forge::{CommitStatus, Forge, ForgeError, StatusState},
+    source::Observation,
+    store::{
+        Store, StoreError,
+        devices::{self, DeviceView},
+        fleets::{self, FleetId, FleetStatus},
+    },
+};
+
+/// What the status is called.
+pub const CONTEXT: &str = "longshore/sync";
+/// How often to look while something moves, which is how often the forge is told at most.
+const BUSY: Duration = Duration::from_secs(2);
+/// How often to look while a commit is under way, and nothing moves.
+const WAITING: Duration = Duration::from_secs(5);
+/// How often to look when a commit has arrived: a device may fail later, too.
+const CALM: Duration = Duration::from_secs(30);
+/// The longest pause between two tries of a forge that does not answer.
+const MAX_BACKOFF: Duration = Duration::from_mins(5);
+/// How many failing devices a status names.
+const MAX_NAMES: usize = 3;
+
+/// Why a status was not told.
+#[derive(Debug, thiserror::Error)]
+enum TellError {
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    #[error("the commit's status cannot be told")]
+    Forge(#[from] ForgeError),
+}
+
+/// What a look found.
+enum Look {
+    /// Something to tell, and it was told.
+    News,
+    /// A commit that is under way, as was told.
+    UnderWay,
+    /// Nothing that is expected to change soon.
+    Nothing,
+}
+
+/// Follows the rollouts of one fleet.
+#[derive(Debug)]
+pub struct CommitStatuses {
+    /// The fleet.
+    pub fleet: FleetId,
+    /// Where its repo is.
+    pub forge: Arc<dyn Forge>,
+    /// What the source sees.
+    pub observation: watch::Receiver<Observation>,
+    /// Remembers.
+    pub store: Store,
+}
+
+/// What was told of a commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Told {
+    commit: String,
+    state: StatusState,
+    description: String,
+}
+
+/// How far a commit is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Progress {
+    /// Why nobody gets anything of it, where the fleet cannot be read.
+    unreadable: Option<String>,
+    /// How many devices it is for.
+    devices: usize,
+    /// How many of them run it.
+    in_sync: usize,
+    /// Those that fail to.
+    failing: Vec<DeviceName>,
+    /// Whether what every device is to run is known and planned.
+    planned: bool,
+    /// How many removals wait for an operator.
+    held: usize,
+}
+
+impl CommitStatuses {
+    /// Looks and tells until `shutdown`.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut failures: u32 = 0;
+        let mut calm = BUSY;
+        loop {
+            self.observation.mark_unchanged();
+            let mut asked_to_wait = Duration::ZERO;
+            match self.look().await {
+                Ok(Look::News) => {
+                    failures = 0;
+                    calm = BUSY;
+                }
+                Ok(Look::UnderWay) => {
+                    failures = 0;
+                    calm = WAITING;
+                }
+                Ok(Look::Nothing) => {
+                    failures = 0;
+                    calm = (calm * 2).min(CALM);
+                }
+                Err(error) => {
+                    if failures == 0 {
+                        warn!(error = %chain(&error), "this will be tried again");
+                    }
+                    failures += 1;
+                    calm = BUSY.saturating_mul(1 << failures.min(9)).min(MAX_BACKOFF);
+                    if let TellError::Forge(error) = &error {
+                        asked_to_wait = error.retry_after().unwrap_or_default();
+                    }
+                }
+            }
+            // A new commit does not shorten what the forge asked for, nor what it is told at most.
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(asked_to_wait.max(BUSY)) => {}
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(calm.saturating_sub(BUSY)) => {}
+                told = self.observation.changed() => if told.is_err() { return },
+            }
+        }
+    }
+
+    /// Tells what is new, if anything.
+    async fn look(&self) -> Result<Look, TellError> {
+        let tracked = self
+            .observation
+            .borrow()
+            .refs
+            .as_ref()
+            .and_then(|refs| Some(refs.tracked.as_ref()?.id.to_string()));
+        let Some(commit) = tracked else {
+            return Ok(Look::Nothing);
+        };
+        let mut db = self.store.read().await?;
+        let Some(fleet) = fleets::find(&mut db, &self.fleet).await? else {
+            return Ok(Look::Nothing);
+        };
+        let devices = devices::list(&mut db, &self.fleet).await?;
+        let told = fleets::reported(&mut db, &self.fleet).await?;
+        drop(db);
+        // What an older version wrote is told again.
+        let told: Option<Told> = told.and_then(|told| serde_json::from_str(&told).ok());
+        let progress = Progress::of(&commit, &fleet.status, &devices);
+        if let Some(told) = told.as_ref().filter(|told| told.commit != commit) {
+            self.supersede(told, &commit).await?;
+        }
+        let now = progress.told(commit);
+        if told.as_ref() == Some(&now) {
+            return Ok(match now.state {
+                StatusState::Pending => Look::UnderWay,
+                StatusState::Success | StatusState::Failure => Look::Nothing,
+            });
+        }
+        self.tell(&now).await?;
+        let text = serde_json::to_string(&now).unwrap_or_default();
+        let mut db = self.store.write().await?;
+        fleets::set_reported(&mut db, &self.fleet, &text).await?;
+        db.commit().await.map_err(StoreError::from)?;
+        if now.state != StatusState::Pending {
+            info!(
+                revision = now.commit,
+                status = now.description,
+                "told the forge"
+            );
+        }
+        Ok(Look::News)
+    }
+
+    /// Ends the status of a commit that a newer one took the place of.
+    async fn supersede(&self, told: &Told, by: &str) -> Result<(), TellError> {
+        if told.state != StatusState::Pending {
+            return Ok(());
+        }
+        let by = by.get(..12).unwrap_or(by);
+        let last = Told {
+            commit: told.commit.clone(),
+            state: StatusState::Success,
+            description: format!("superseded by {by} at {}", told.description),
+        };
+        match self.tell(&last).await {
+            // A force push may have taken the commit away; then there is nothing to tell.
+            Err(error @ (ForgeError::NotFound { .. } | ForgeError::Refused { .. })) => {
+                debug!(error = %chain(&error), revision = told.commit, "its status stays");
+                Ok(())
+            }
+            done => Ok(done?),
+        }
+    }
+
+    async fn tell(&self, told: &Told) -> Result<(), ForgeError> {
+        let status = CommitStatus {
+            context: CONTEXT,
+            state: told.state,
+            description: told.description.clone(),
+            url: None,
+        };
+        self.forge.set_status(&told.commit, &status).await
+    }
+}
+
+impl Progress {
+    fn of(commit: &str, fleet: &FleetStatus, devices: &[DeviceView]) -> Self {
+        let in_force = fleet.revision.as_deref() == Some(commit);
+        let condition = |kind: &str| fleet.conditions.iter().find(|it| it.kind == kind);
+        let unreadable = condition("FleetValid")
+            .filter(|it| in_force && it.reason == "Unreadable")
+            .map(|it| it.message.clone());
+        let planned = condition("Planned").is_some_and(|it| it.status == ConditionStatus::True);
+        let active: Vec<_> = devices
+            .iter()
+            .filter(|view| view.device.state == DeviceState::Active)
+            .collect();
+        Self {
+            unreadable,
+            devices: active.len(),
+            in_sync: active.iter().filter(|view| view.in_sync()).count(),
+            failing: active
+                .iter()
+                .filter(|view| view.is_unbuilt() || view.is_failing() && !is_outdated(view))
+                .map(|view| view.device.name.clone())
+                .collect(),
+            planned: in_force && planned,
+            held: fleet.held.len(),
+        }
+    }
+
+    /// What is to be told of `commit`.
+    fn told(&self, commit: String) -> Told {
+        let (state, description) = self.describe();
+        Told {
+            commit,
+            state,
+            description,
+        }
+    }
+
+    fn describe(&self) -> (StatusState, String) {
+        if let Some(problem) = &self.unreadable {
+            return (StatusState::Failure, problem.clone());
+        }
+        if !self.planned {
+            return (StatusState::Pending, "finding out what changes".to_owned());
+        }
+        let devices = plural(self.devices);
+        if let Some(names) = self.names() {
+            let description = format!("{} of {devices} fail: {names}", self.failing.len());
+            return (StatusState::Failure, description);
+        }
+        if self.held > 0 {
+            let description = format!(
+                "{} of {devices}; {} removals wait to be confirmed",
+                self.in_sync, self.held
+            );
+            return (StatusState::Pending, description);
+        }
+        if self.in_sync < self.devices {
+            return (
+                StatusState::Pending,
+                format!("{} of {devices}", self.in_sync),
+            );
+        }
+        (StatusState::Success, devices)
+    }
+
+    /// The first few failing devices.
+    fn names(&self) -> Option<String> {
+        let first: Vec<_> = self
+            .failing
+            .iter()
+            .take(MAX_NAMES)
+            .map(DeviceName::as_str)
+            .collect();
+        let others = self.failing.len().saturating_sub(MAX_NAMES);
+        match (first.is_empty(), others) {
+            (true, _) => None,
+            (false, 0) => Some(first.join(", ")),
+            (false, others) => Some(format!("{} and {others} more", first.join(", "))),
+        }
+    }
+}
+
+/// Whether the last report is about an older desired state: it says nothing about the present one.
+fn is_outdated(view: &DeviceView) -> bool {
+    match (&view.desired, &view.observed) {
+        (Some(desired), Some(observed)) => observed.report.held != desired.target,
+        _ => false,
+    }
+}
+
+fn plural(devices: usize) -> String {
+    match devices {
+        1 => "1 device".to_owned(),
+        many => format!("{many} devices"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(devices: usize, in_sync: usize) -> Progress {
+        Progress {
+            devices,
+            in_sync,
+            planned: true,
+            ..Progress::default()
+        }
+    }
+
+    #[test]
+    fn a_rollout_in_words() {
+        use StatusState::{Failure, Pending, Success};
+        let failing = |names: &[&str]| Progress {
+            failing: names.iter().map(|name| name.parse().unwrap()).collect(),
+            ..progress(412, 400)
+        };
+        for (progress, state, description) in [
+            (progress(412, 312), Pending, "312 of 412 devices"),
+            (progress(412, 412), Success, "412 devices"),
+            (progress(1, 1), Success, "1 device"),
+            (progress(0, 0), Success, "0 devices"),
+            (
+                Progress {
+                    planned: false,
+                    ..progress(2, 2)
+                },
+                Pending,
+                "finding out what changes",
+            ),
+            (
+                Progress {
+                    held: 40,
+                    ..progress(412, 412)
+                },
+                Pending,
+                "412 of 412 devices; 40 removals wait to be confirmed",
+            ),
+            (failing(&["a", "b"]), Failure, "2 of 412 devices fail: a, b"),
+            (
+                failing(&["a", "b", "c", "d", "e"]),
+                Failure,
+                "5 of 412 devices fail: a, b, c and 2 more",
+            ),
+            (
+                Progress {
+                    unreadable: Some("fleet.yaml:3: fleet name `A`".to_owned()),
+                    ..progress(2, 2)
+                },
+                Failure,
+                "fleet.yaml:3: fleet name `A`",
+            ),
+        ] {
+            assert_eq!(progress.describe(), (state, description.to_owned()));
+        }
+    }
+}
