@@ -11,6 +11,7 @@ use longshore_protocol::{
         ConfirmRemovals, CreateFleet, CreateTenant, CreateToken, CreatedFleet, CreatedTenant,
         CreatedToken, Device, DeviceManifests, Fleet, List, Problem, Revision, Status, Tenant,
         Token,
+        connection::{Connect, Connection},
     },
 };
 use reqwest::{Certificate, Client, Method, Response, StatusCode, header::AUTHORIZATION};
@@ -118,6 +119,33 @@ impl Api {
     pub(crate) async fn remove_fleet(&self, fleet: &FleetName) -> Result<(), Error> {
         self.done(Method::DELETE, self.of_fleet(fleet, &[])?, NOTHING)
             .await
+    }
+
+    pub(crate) async fn connect(
+        &self,
+        fleet: &FleetName,
+        body: &Connect,
+    ) -> Result<Connection, Error> {
+        self.json(
+            Method::PUT,
+            self.of_fleet(fleet, &["connection"])?,
+            Some(body),
+        )
+        .await
+    }
+
+    pub(crate) async fn connection(&self, fleet: &FleetName) -> Result<Connection, Error> {
+        self.json(Method::GET, self.of_fleet(fleet, &["connection"])?, NOTHING)
+            .await
+    }
+
+    pub(crate) async fn disconnect(&self, fleet: &FleetName) -> Result<(), Error> {
+        self.done(
+            Method::DELETE,
+            self.of_fleet(fleet, &["connection"])?,
+            NOTHING,
+        )
+        .await
     }
 
     pub(crate) async fn sync(&self, fleet: &FleetName) -> Result<(), Error> {

@@ -6,6 +6,7 @@
 
 mod access;
 mod body;
+mod connection;
 mod devices;
 mod enroll;
 mod error;
@@ -74,6 +75,12 @@ pub fn router(api: Arc<Api>) -> Router {
             get(fleets::list).post(fleets::create),
         )
         .route(fleet, get(fleets::show).delete(fleets::remove))
+        .route(
+            &below("/connection"),
+            get(connection::show)
+                .put(connection::put)
+                .delete(connection::remove),
+        )
         .route(&below("/sync"), post(fleets::sync))
         .route(&below("/removals/confirm"), post(fleets::confirm_removals))
         .route(&below("/revisions"), get(fleets::revisions))

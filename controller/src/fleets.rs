@@ -19,11 +19,13 @@ use crate::{
     error::chain,
     forge::{
         Forge,
+        connection::Connection,
         watch::{PullRequests, Watch},
     },
     hub::Hub,
     metrics::Metrics,
     reconcile::{Parts, Reconciler},
+    secret::Keyring,
     source::{Observation, Source, git::GitError, mirror::Mirror},
     store::{
         Store, StoreError,
@@ -52,6 +54,8 @@ pub struct Fleets {
     pub interval: Duration,
     /// Remembers.
     pub store: Store,
+    /// Opens the fleets' connections.
+    pub keyring: Arc<Keyring>,
     /// Builds.
     pub builds: Builds,
     /// Reaches devices.
@@ -65,10 +69,15 @@ pub struct Fleets {
 
 impl Fleets {
     /// No fleets yet.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part that every fleet works with"
+    )]
     pub fn new(
         directory: PathBuf,
         interval: Duration,
         store: Store,
+        keyring: Arc<Keyring>,
         builds: Builds,
         hub: Arc<Hub>,
         metrics: Arc<Metrics>,
@@ -78,6 +87,7 @@ impl Fleets {
             directory,
             interval,
             store,
+            keyring,
             builds,
             hub,
             metrics,
@@ -231,12 +241,18 @@ impl Fleets {
     }
 
     /// The fleet's forge, where it is connected to one.
-    #[expect(
-        clippy::unused_self,
-        reason = "what forges are opened with comes with them"
-    )]
-    fn forge(&self, _fleet: &Fleet) -> Option<Arc<dyn Forge>> {
-        None
+    fn forge(&self, fleet: &Fleet) -> Option<Arc<dyn Forge>> {
+        let connection = match Connection::unseal(&self.keyring, fleet) {
+            Ok(connection) => connection?,
+            Err(error) => {
+                error!(fleet = %fleet.id, error = %chain(&error), "followed without its connection; connect it again");
+                return None;
+            }
+        };
+        connection.open().unwrap_or_else(|error| {
+            error!(fleet = %fleet.id, error = %chain(&error), "followed without its forge; connect it again");
+            None
+        })
     }
 
     /// A fleet that is made again under an old name must not find the old one's mirror.

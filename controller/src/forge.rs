@@ -10,6 +10,8 @@
 //! Every operation may be repeated: callers are level-triggered and ask again after a failure. So a forge never
 //! retries by itself; it says in [`ForgeError`] whether and when another try makes sense.
 
+pub mod connection;
+pub mod repository;
 pub mod watch;
 
 use std::{fmt, time::Duration};

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use longshore_fleet::{Kustomize, Render};
+use longshore_fleet::Kustomize;
 use longshore_protocol::{TenantName, api::EDGE_PATH};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use secrecy::ExposeSecret as _;
@@ -255,13 +255,13 @@ impl Serving {
         let metrics = Arc::new(Metrics::default());
         let hub = Arc::new(Hub::default());
         let description = renderer.describe();
-        let render: Arc<dyn Render> = Arc::new(renderer);
         let fleets = Arc::new(Fleets::new(
             data_dir.join("repos"),
             config.poll_interval,
             store.clone(),
+            keyring.clone(),
             Builds::new(
-                render,
+                Arc::new(renderer),
                 store.clone(),
                 metrics.clone(),
                 tasks.tracker.clone(),

@@ -4,6 +4,8 @@
 //! form). Instants are milliseconds since the Unix epoch. Errors are RFC 9457 problem documents
 //! ([`Problem`]), except that an unknown token is answered with exactly `404 {"error":"Token not found"}`.
 
+pub mod connection;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

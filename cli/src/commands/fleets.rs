@@ -1,5 +1,7 @@
 //! `longshore fleets`: the Git repos that the controller follows.
 
+mod connect;
+
 use std::path::{Path, absolute};
 
 use clap::{Args, Subcommand};
@@ -38,6 +40,27 @@ Examples:
     },
     /// Stop following a repo and forget its devices; they are cut off at once
     Remove {
+        /// The fleet
+        fleet: FleetName,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Give the controller what it needs at the fleet's Git host: credentials, pull requests
+    Connect {
+        /// The fleet
+        fleet: FleetName,
+        /// How
+        #[command(subcommand)]
+        host: connect::Host,
+    },
+    /// Show how the controller reaches the fleet's Git host, without secrets
+    Connection {
+        /// The fleet
+        fleet: FleetName,
+    },
+    /// Take away what `connect` gave
+    Disconnect {
         /// The fleet
         fleet: FleetName,
         /// Do not ask
@@ -108,6 +131,22 @@ pub(crate) async fn run(context: &Context, command: Fleets) -> Result<Exit, Erro
             }
             api.remove_fleet(&fleet).await?;
             say(&format!("removed the fleet `{fleet}`"));
+            Ok(Exit::Success)
+        }
+        Fleets::Connect { fleet, host } => connect::run(context, &api, &fleet, host).await,
+        Fleets::Connection { fleet } => {
+            let connection = api.connection(&fleet).await?;
+            context.output.show(&connection, connect::show)
+        }
+        Fleets::Disconnect { fleet, yes } => {
+            let question = format!(
+                "Disconnect the fleet `{fleet}` from its Git host? Its pull requests are no longer followed."
+            );
+            if !confirm(&question, yes)? {
+                return Ok(Exit::Negative);
+            }
+            api.disconnect(&fleet).await?;
+            say(&format!("disconnected the fleet `{fleet}`"));
             Ok(Exit::Success)
         }
         Fleets::Sync { fleet } => {

@@ -10,6 +10,7 @@ use longshore_protocol::api::{PROBLEM_MEDIA_TYPE, Problem};
 use crate::{
     enrollment::{EnrollError, branches::BranchError},
     error::chain,
+    forge::{ForgeError, connection::InvalidConnection},
     secret::SecretError,
     source::git::GitError,
     store::StoreError,
@@ -102,6 +103,24 @@ impl From<GitError> for ApiError {
             }
             other => Self::internal(&other),
         }
+    }
+}
+
+impl From<InvalidConnection> for ApiError {
+    fn from(error: InvalidConnection) -> Self {
+        Self::refused(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+    }
+}
+
+impl From<ForgeError> for ApiError {
+    fn from(error: ForgeError) -> Self {
+        let status = match error {
+            ForgeError::RateLimited { .. } | ForgeError::Unavailable { .. } => {
+                StatusCode::BAD_GATEWAY
+            }
+            _ => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self::refused(status, chain(&error))
     }
 }
 

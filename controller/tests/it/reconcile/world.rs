@@ -8,6 +8,7 @@ use longshore_controller::{
     fleets::Fleets,
     hub::Hub,
     metrics::Metrics,
+    secret::Keyring,
     store::{
         Store, content,
         devices::{self, Device, DeviceView},
@@ -373,10 +374,13 @@ fn start(
         metrics.clone(),
         tasks.tracker.clone(),
     );
+    let keyring = Keyring::open(&mirrors, Some(&"07".repeat(32).into())).unwrap();
+    let keyring = Arc::new(keyring);
     let fleets = Fleets::new(
         mirrors,
         Duration::from_hours(1),
         store.clone(),
+        keyring,
         builds,
         hub.clone(),
         metrics.clone(),
