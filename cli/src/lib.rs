@@ -16,7 +16,6 @@ mod api;
 mod arguments;
 mod commands;
 mod confirm;
-mod difference;
 mod error;
 pub mod output;
 pub mod settings;

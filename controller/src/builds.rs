@@ -6,16 +6,24 @@
 //!
 //! Failures that would come again (a broken overlay) are stored like results. Others (a timeout, a full disk)
 //! are remembered here, and tried again after a pause that doubles.
+//!
+//! [`Builds::ensure`] is for those who do wait: previews.
+
+pub mod ensure;
+pub mod outcome;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use longshore_fleet::{Closure, InputKey, Render, RenderError, Tree};
 use longshore_protocol::TenantName;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info, info_span, warn};
 
@@ -23,10 +31,7 @@ use crate::{
     clock,
     error::chain,
     metrics::Metrics,
-    store::{
-        Store, StoreError,
-        content::{self, Build},
-    },
+    store::{Store, StoreError, content},
 };
 
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -39,13 +44,18 @@ type Key = (TenantName, InputKey);
 pub enum Standing {
     /// It runs or waits for its turn.
     UnderWay,
-    /// It failed in a way that may pass; it is tried again.
-    Failed(String),
+    /// It failed in a way that may pass.
+    Failed {
+        /// How it failed the last time.
+        message: String,
+        /// Whether it is being tried again right now, rather than after a pause.
+        again: bool,
+    },
 }
 
 #[derive(Debug)]
 struct Job {
-    waiting: Vec<Arc<Notify>>,
+    waiting: Vec<Weak<Notify>>,
     running: bool,
     failure: Option<(String, Instant, Duration)>,
 }
@@ -58,6 +68,8 @@ pub struct Builds {
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     under_way: Arc<Mutex<HashMap<Key, Job>>>,
+    /// The places of builds that somebody waits for.
+    waited_for: Arc<Semaphore>,
 }
 
 impl Builds {
@@ -68,12 +80,15 @@ impl Builds {
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
     ) -> Self {
+        // The other half of the places is for the reconcilers alone.
+        let waited_for = (render.parallelism() / 2).max(1);
         Self {
             render,
             store,
             metrics,
             tasks,
             under_way: Arc::default(),
+            waited_for: Arc::new(Semaphore::new(waited_for)),
         }
     }
 
@@ -101,21 +116,23 @@ impl Builds {
             running: false,
             failure: None,
         });
-        if !build
-            .waiting
-            .iter()
-            .any(|waiting| Arc::ptr_eq(waiting, done))
-        {
-            build.waiting.push(done.clone());
+        build.waiting.retain(|waiting| waiting.strong_count() > 0);
+        let done = Arc::downgrade(done);
+        if !build.waiting.iter().any(|waiting| waiting.ptr_eq(&done)) {
+            build.waiting.push(done);
         }
+        let paused = !build.running
+            && build
+                .failure
+                .as_ref()
+                .is_some_and(|(_, until, _)| Instant::now() < *until);
         let standing = match &build.failure {
-            Some((message, _, _)) => Standing::Failed(message.clone()),
+            Some((message, _, _)) => Standing::Failed {
+                message: message.clone(),
+                again: !paused,
+            },
             None => Standing::UnderWay,
         };
-        let paused = build
-            .failure
-            .as_ref()
-            .is_some_and(|(_, until, _)| Instant::now() < *until);
         if !build.running && !paused {
             build.running = true;
             let (this, closure, tree) = (self.clone(), closure.clone(), tree.clone());
@@ -163,20 +180,8 @@ impl Builds {
     async fn is_known(&self, (tenant, input): &Key) -> bool {
         let look = async {
             let mut db = self.store.read().await?;
-            Ok::<_, StoreError>(
-                match content::builds(&mut db, tenant, &[*input])
-                    .await?
-                    .get(input)
-                {
-                    None => false,
-                    Some(Build::Failed(_)) => true,
-                    Some(Build::Objects(digests)) => {
-                        let objects =
-                            content::objects(&mut db, tenant, digests.iter().copied()).await?;
-                        digests.iter().all(|digest| objects.contains_key(digest))
-                    }
-                },
-            )
+            let outcomes = outcome::load(&mut db, tenant, &[*input]).await?;
+            Ok::<_, StoreError>(outcomes.contains_key(input))
         };
         // A store that does not answer now is asked again when the build is to be remembered.
         look.await.unwrap_or(false)
@@ -225,21 +230,40 @@ impl Builds {
                     .map_or(FIRST_PAUSE, |(_, _, pause)| (*pause * 2).min(LONGEST_PAUSE));
                 build.running = false;
                 build.failure = Some((message, Instant::now() + pause, pause));
-                let waiting = build.waiting.clone();
-                let again = waiting.clone();
+                let (this, key) = (self.clone(), key.clone());
                 self.tasks.spawn(async move {
                     tokio::time::sleep(pause).await;
-                    for waiting in again {
-                        waiting.notify_one();
-                    }
+                    this.remind(&key);
                 });
-                waiting
+                build.waiting.clone()
             }
         };
         drop(builds);
-        for waiting in waiting {
-            waiting.notify_one();
+        poke(&waiting);
+    }
+
+    /// Tells those who still wait that a failure's pause is over; a build that nobody waits for is forgotten.
+    fn remind(&self, key: &Key) {
+        let mut builds = self
+            .under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(build) = builds.get_mut(key).filter(|build| !build.running) else {
+            return;
+        };
+        build.waiting.retain(|waiting| waiting.strong_count() > 0);
+        let waiting = build.waiting.clone();
+        if waiting.is_empty() {
+            builds.remove(key);
         }
+        drop(builds);
+        poke(&waiting);
+    }
+}
+
+fn poke(waiting: &[Weak<Notify>]) {
+    for waiting in waiting.iter().filter_map(Weak::upgrade) {
+        waiting.notify_one();
     }
 }
 

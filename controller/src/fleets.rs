@@ -24,6 +24,7 @@ use crate::{
     },
     hub::Hub,
     metrics::Metrics,
+    preview::Engine,
     reconcile::{Parts, Reconciler},
     secret::Keyring,
     source::{Observation, Source, git::GitError, mirror::Mirror},
@@ -40,6 +41,7 @@ struct Followed {
     source: Arc<Notify>,
     pull_requests: Arc<Notify>,
     branches: Branches,
+    preview: Engine,
     reconcile: Arc<Notify>,
     changes: watch::Sender<u64>,
     stop: CancellationToken,
@@ -138,6 +140,12 @@ impl Fleets {
             source: source.poke.clone(),
             store: self.store.clone(),
         };
+        let preview = Engine::new(
+            self.store.clone(),
+            self.builds.clone(),
+            root.clone(),
+            fleet.id.clone(),
+        );
         let reconcile: Arc<Notify> = Arc::default();
         let reconciler = Reconciler::new(Parts {
             fleet: fleet.id.clone(),
@@ -155,6 +163,7 @@ impl Fleets {
             source: source.poke.clone(),
             pull_requests: Arc::default(),
             branches: branches.clone(),
+            preview,
             reconcile,
             changes,
             stop: stop.clone(),
@@ -238,6 +247,13 @@ impl Fleets {
         self.followed()
             .get(fleet)
             .map(|followed| followed.branches.clone())
+    }
+
+    /// What tells what a change of a fleet's repo would do.
+    pub fn preview(&self, fleet: &FleetId) -> Option<Engine> {
+        self.followed()
+            .get(fleet)
+            .map(|followed| followed.preview.clone())
     }
 
     /// The fleet's forge, where it is connected to one.

@@ -27,6 +27,7 @@ pub mod forge;
 pub mod gateway;
 pub mod hub;
 pub mod metrics;
+pub mod preview;
 pub mod reconcile;
 pub mod rollout;
 pub mod run;

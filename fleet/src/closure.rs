@@ -24,7 +24,7 @@ use std::{fmt, sync::Arc};
 use longshore_protocol::{Digest, digest::Hasher};
 
 pub(crate) use kustomization::KUSTOMIZATION_NAMES;
-pub use walk::{ClosureCache, Closures};
+pub use walk::{ClosureCache, Closures, OverlayClosures};
 
 use crate::{
     problem::Problem,

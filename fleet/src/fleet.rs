@@ -48,6 +48,21 @@ pub struct Fleet {
     pub problems: Vec<Problem>,
 }
 
+impl Fleet {
+    /// Whether there is still something for a device that has no readable specification, but with problems: its
+    /// folder, or a file that names its key. Such a device is held back, not removed.
+    pub fn still_has(&self, name: &DeviceName, key: Option<&Digest>) -> bool {
+        self.folders.contains(name) && !self.devices.contains_key(name)
+            || key.is_some_and(|key| self.keys.contains(key))
+    }
+
+    /// Whether a device that is nowhere to be found may be in a folder that cannot be read: one that none of the
+    /// devices known so far has.
+    pub fn may_hide_a_device(&self, is_known: impl Fn(&DeviceName) -> bool) -> bool {
+        self.unreadable.iter().any(|folder| !is_known(folder))
+    }
+}
+
 /// What `devices/<name>/device.yaml` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceSpec {

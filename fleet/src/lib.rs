@@ -11,12 +11,14 @@
 //! * [`closure`]: everything that an overlay's build reads, as one [`InputKey`].
 //! * [`render`]: the build itself, in a confined kustomize process that sees the closure and nothing else.
 //! * [`variables`]: `${NAME}` references, replaced per device.
+//! * [`difference`]: what changed between two lists of objects, as people read it.
 //!
 //! The controller and the command line (`longshore render`) both stand on this crate. Except for [`render`]
 //! and [`WorkTree`], nothing here does I/O, knows a clock or is async.
 #![warn(missing_docs)]
 
 pub mod closure;
+pub mod difference;
 pub mod fleet;
 pub mod problem;
 pub mod render;
@@ -24,7 +26,9 @@ pub mod tree;
 pub mod variables;
 mod yaml;
 
-pub use closure::{Closure, ClosureCache, ClosureError, ClosureFile, Closures, InputKey};
+pub use closure::{
+    Closure, ClosureCache, ClosureError, ClosureFile, Closures, InputKey, OverlayClosures,
+};
 pub use fleet::{
     DeviceSpec, EnrollmentSettings, Fleet, FleetError, FleetSettings, MaxDecommission, Reader,
     device_yaml,

@@ -39,6 +39,11 @@ pub trait Render: fmt::Debug + Send + Sync {
     /// every [`InputKey`](crate::InputKey).
     fn identity(&self) -> &str;
 
+    /// How many builds run at once; further ones wait.
+    fn parallelism(&self) -> usize {
+        1
+    }
+
     /// The objects of `closure`'s overlay, whose files are taken from `tree`. Each key appears once; an overlay
     /// without objects gives none, which is no error.
     fn render<'a>(&'a self, tree: &'a Arc<dyn Tree>, closure: &'a Closure) -> RenderFuture<'a>;

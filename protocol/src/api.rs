@@ -5,6 +5,7 @@
 //! ([`Problem`]), except that an unknown token is answered with exactly `404 {"error":"Token not found"}`.
 
 pub mod connection;
+pub mod preview;
 
 use std::collections::BTreeMap;
 

@@ -1,13 +1,13 @@
 //! `longshore diff`: what a commit of the working tree would change on a device.
 
 use clap::Args;
-use longshore_protocol::{DeviceName, Digest, Generation};
+use longshore_fleet::difference::{Side, between};
+use longshore_protocol::{DeviceName, Digest, Generation, api::preview::Change};
 use serde::Serialize;
 
 use super::{Context, fleet};
 use crate::{
     Error, Exit,
-    difference::{Change, between},
     output::say,
     text,
     worktree::{self, Source},
@@ -50,7 +50,10 @@ pub(crate) async fn run(context: &Context, arguments: &Diff) -> Result<Exit, Err
         generation: running.generation,
         digest: running.digest,
         revision: &running.revision,
-        changes: between(&running.objects, &ours)?,
+        changes: between(
+            &Side::redacted("running", &running.objects),
+            &Side::of("working-tree", &ours),
+        ),
     };
     let differs = !answer.changes.is_empty();
     context.output.show(&answer, |answer| {

@@ -9,23 +9,18 @@ use std::{
     sync::Arc,
 };
 
-use longshore_fleet::{
-    Closure, ClosureError, Closures, DeviceSpec, Fleet, InputKey, RepoPath, Variables,
-};
-use longshore_protocol::{
-    Condition, DeviceId, ManifestSet, Object, condition,
-    message::{MAX_OBJECT, MAX_OBJECTS},
-};
+use longshore_fleet::{Closures, DeviceSpec, Fleet, InputKey, OverlayClosures, RepoPath};
+use longshore_protocol::{Condition, DeviceId, ManifestSet, Object, condition};
 
 use super::{Parts, Reading, ReconcileError, Reconciler, approve::by_key, blocking};
 use crate::{
-    builds::Standing,
+    builds::{
+        Standing,
+        outcome::{self, has_references, of_device, set_of},
+    },
     clock,
     rollout::{Candidate, Current, Wanted, empty_digest},
-    store::{
-        content::{self, Build},
-        devices::{Description, DeviceView},
-    },
+    store::devices::{Description, DeviceView},
 };
 
 /// What this pass found out about the active devices.
@@ -90,10 +85,7 @@ impl Reconciler {
         let mut desires = Desires::default();
         let mut remembered = HashMap::new();
         let names: HashSet<_> = active.iter().map(|view| &view.device.name).collect();
-        let may_be_elsewhere = fleet
-            .unreadable
-            .iter()
-            .any(|folder| !names.contains(folder));
+        let may_be_elsewhere = fleet.may_hide_a_device(|folder| names.contains(folder));
         for view in active {
             let device = &view.device;
             let spec = specs.get(&device.public_key).copied();
@@ -103,7 +95,7 @@ impl Reconciler {
                     .map(Wanted::Set),
                 // A file with problems says nothing; only a folder that is not there, or that names another
                 // key, takes the device away.
-                None if is_broken(fleet, view) => Err(Trouble {
+                None if fleet.still_has(&device.name, Some(&device.public_key)) => Err(Trouble {
                     reason: "Invalid",
                     message: problems_of(fleet, view),
                     is_problem: false,
@@ -182,20 +174,13 @@ impl Reconciler {
         &mut self,
         reading: &Reading,
         overlays: HashSet<RepoPath>,
-    ) -> Result<HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>, ReconcileError> {
+    ) -> Result<OverlayClosures, ReconcileError> {
         let tree = reading.tree.clone();
         let cache = std::mem::take(&mut self.closures);
         let identity = self.parts.builds.identity().to_owned();
         let (closures, cache) = blocking(move || {
             let mut walker = Closures::with_cache(&*tree, &identity, cache);
-            let closures: HashMap<_, _> = overlays
-                .into_iter()
-                .map(|overlay| {
-                    let closure = walker.closure(&overlay);
-                    (overlay, closure)
-                })
-                .collect();
-            (closures, walker.into_cache())
+            (walker.closures(overlays), walker.into_cache())
         })
         .await?;
         self.closures = cache;
@@ -203,10 +188,7 @@ impl Reconciler {
     }
 
     /// Brings the builds of these closures to memory, as far as the store has them, and forgets all others.
-    async fn load_builds(
-        &mut self,
-        closures: &HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>,
-    ) -> Result<(), ReconcileError> {
+    async fn load_builds(&mut self, closures: &OverlayClosures) -> Result<(), ReconcileError> {
         let keys: HashSet<_> = closures
             .values()
             .filter_map(|closure| Some(closure.as_ref().ok()?.key))
@@ -222,24 +204,10 @@ impl Reconciler {
         }
         let tenant = &self.parts.fleet.tenant;
         let mut db = self.parts.store.read().await?;
-        let builds = content::builds(&mut db, tenant, &missing).await?;
-        let digests = builds.values().flat_map(|build| match build {
-            Build::Objects(digests) => digests.as_slice(),
-            Build::Failed(_) => &[],
-        });
-        let objects = content::objects(&mut db, tenant, digests.copied()).await?;
-        for (key, build) in builds {
-            let built = match build {
-                Build::Failed(message) => Built::Failed(message),
-                Build::Objects(digests) => {
-                    let bodies: Option<Vec<_>> = digests
-                        .iter()
-                        .map(|digest| objects.get(digest).cloned())
-                        .collect();
-                    // A build whose objects are gone is built again.
-                    let Some(bodies) = bodies else { continue };
-                    Built::of(bodies)
-                }
+        for (key, outcome) in outcome::load(&mut db, tenant, &missing).await? {
+            let built = match outcome {
+                Err(message) => Built::Failed(message),
+                Ok(objects) => Built::of(objects),
             };
             self.desires.builds.insert(key, Arc::new(built));
         }
@@ -251,7 +219,7 @@ impl Reconciler {
         &self,
         view: &DeviceView,
         spec: &DeviceSpec,
-        closures: &HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>,
+        closures: &OverlayClosures,
         reading: &Reading,
         fresh: &mut Vec<Object>,
     ) -> Result<Arc<ManifestSet>, Trouble> {
@@ -306,7 +274,7 @@ impl Reconciler {
                         message: "the overlay is being built".to_owned(),
                         is_problem: false,
                     },
-                    Standing::Failed(message) => Trouble {
+                    Standing::Failed { message, .. } => Trouble {
                         reason: "BuildFailed",
                         message: format!("{}: {message}", spec.overlay),
                         is_problem: true,
@@ -325,15 +293,11 @@ impl Reconciler {
                 let mut variables = spec.clone();
                 // The file may leave the id out; the device has one all the same.
                 variables.id = Some(view.device.id.clone());
-                let failed = |message: String| Trouble {
+                let (objects, set) = of_device(&variables, objects).map_err(|message| Trouble {
                     reason: "Variables",
                     message: format!("{}: {message}", spec.file),
                     is_problem: true,
-                };
-                let objects = Variables::of(&variables)
-                    .substitute(objects)
-                    .map_err(|error| failed(error.to_string()))?;
-                let set = set_of(&objects).map_err(failed)?;
+                })?;
                 fresh.extend(objects);
                 Ok(Arc::new(set))
             }
@@ -343,10 +307,7 @@ impl Reconciler {
 
 impl Built {
     fn of(objects: Vec<Object>) -> Self {
-        if objects
-            .iter()
-            .any(|object| object.body().windows(2).any(|pair| pair == b"${"))
-        {
+        if has_references(&objects) {
             return Self::Template(objects);
         }
         match set_of(&objects) {
@@ -356,40 +317,12 @@ impl Built {
     }
 }
 
-/// The set of these objects, if a device would take it.
-fn set_of(objects: &[Object]) -> Result<ManifestSet, String> {
-    if objects.len() > MAX_OBJECTS {
-        return Err(format!(
-            "{} objects are more than {MAX_OBJECTS}",
-            objects.len()
-        ));
-    }
-    if let Some(large) = objects
-        .iter()
-        .find(|object| object.body().len() as u64 > MAX_OBJECT)
-    {
-        return Err(format!(
-            "{} is larger than {} MiB",
-            large.key(),
-            MAX_OBJECT / (1024 * 1024)
-        ));
-    }
-    ManifestSet::of(objects).map_err(|error| error.to_string())
-}
-
 fn rendered(set: &ManifestSet, now: u64) -> Condition {
     if set.is_empty() {
         Condition::holds("Rendered", "Empty", "the overlay has no objects", now)
     } else {
         Condition::holds("Rendered", "Built", "", now)
     }
-}
-
-/// Whether the repo still has something for the device, but with problems.
-fn is_broken(fleet: &Fleet, view: &DeviceView) -> bool {
-    let name = &view.device.name;
-    let own = fleet.folders.contains(name) && !fleet.devices.contains_key(name);
-    own || fleet.keys.contains(&view.device.public_key)
 }
 
 fn problems_of(fleet: &Fleet, view: &DeviceView) -> String {

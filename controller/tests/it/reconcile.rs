@@ -5,4 +5,4 @@ mod devices;
 mod random;
 mod render;
 mod revisions;
-mod world;
+pub mod world;

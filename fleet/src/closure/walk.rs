@@ -57,6 +57,9 @@ struct Found {
     followed: HashSet<(RepoPath, ReferenceKind)>,
 }
 
+/// The closure of each overlay, or why it has none.
+pub type OverlayClosures = HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>;
+
 impl<'t> Closures<'t> {
     /// Over `tree`, for the renderer with this [identity](crate::render::Render::identity).
     pub fn new(tree: &'t dyn Tree, renderer: &str) -> Self {
@@ -91,6 +94,17 @@ impl<'t> Closures<'t> {
         let closure = self.find(path);
         self.found.insert(path.clone(), closure.clone());
         closure
+    }
+
+    /// The closures of all these overlays.
+    pub fn closures(&mut self, overlays: impl IntoIterator<Item = RepoPath>) -> OverlayClosures {
+        overlays
+            .into_iter()
+            .map(|overlay| {
+                let closure = self.closure(&overlay);
+                (overlay, closure)
+            })
+            .collect()
     }
 
     fn find(&mut self, path: &RepoPath) -> Result<Arc<Closure>, ClosureError> {

@@ -296,6 +296,10 @@ impl Render for Kustomize {
         &self.identity
     }
 
+    fn parallelism(&self) -> usize {
+        self.settings.parallelism
+    }
+
     fn render<'a>(&'a self, tree: &'a Arc<dyn Tree>, closure: &'a Closure) -> RenderFuture<'a> {
         Box::pin(self.build(tree.clone(), closure))
     }

@@ -1,0 +1,142 @@
+//! Builds that somebody waits for, such as a preview's: a few at a time, so that they never starve the reconcilers.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use longshore_fleet::{Closure, InputKey, Tree};
+use longshore_protocol::TenantName;
+use tokio::sync::Notify;
+
+use super::{Builds, Standing};
+use crate::store::{
+    StoreError,
+    content::{self, Build},
+};
+
+/// One closure to build, with the tree that has its files.
+pub type Wanted = (Arc<Closure>, Arc<dyn Tree>);
+
+/// How a build ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The store has its objects.
+    Built,
+    /// It fails, and always will, with this message.
+    Fails(String),
+    /// It failed in a way that may pass: a timeout, a full disk.
+    FailedNow(String),
+}
+
+/// How much one caller may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How many builds may be started.
+    pub builds: usize,
+    /// How long they may take together.
+    pub time: Duration,
+}
+
+/// Why there are no results. What was built by then is in the store: another try goes on from there.
+#[derive(Debug, thiserror::Error)]
+pub enum EnsureError {
+    /// More is not built than may be started.
+    #[error(
+        "{wanted} overlays would have to be built, and at most {limit} are built for one preview"
+    )]
+    TooMany {
+        /// How many would have to be built.
+        wanted: usize,
+        /// How many may be.
+        limit: usize,
+    },
+    /// It takes too long.
+    #[error("building the overlays takes longer than {} s; what was built is kept, so try again", .limit.as_secs())]
+    TooLong {
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+}
+
+impl Builds {
+    /// Builds what is not in the store, and tells how each of `wanted` ended, once all have.
+    ///
+    /// Dropping the future starts no further builds; those under way go on, for whoever else needs them.
+    ///
+    /// # Errors
+    /// Where `limits` are reached, or the store fails.
+    pub async fn ensure(
+        &self,
+        tenant: &TenantName,
+        wanted: impl IntoIterator<Item = Wanted>,
+        limits: Limits,
+    ) -> Result<BTreeMap<InputKey, Ended>, EnsureError> {
+        let mut missing: BTreeMap<_, _> = wanted
+            .into_iter()
+            .map(|wanted| (wanted.0.key, wanted))
+            .collect();
+        let keys: Vec<_> = missing.keys().copied().collect();
+        let mut ended = self.ended(tenant, &keys).await?;
+        missing.retain(|key, _| !ended.contains_key(key));
+        if missing.len() > limits.builds {
+            return Err(EnsureError::TooMany {
+                wanted: missing.len(),
+                limit: limits.builds,
+            });
+        }
+        let waited_for = stream::iter(missing.into_values())
+            .map(|wanted| async move {
+                let key = wanted.0.key;
+                self.wait_for(tenant, wanted)
+                    .await
+                    .map(|ended| (key, ended))
+            })
+            .buffer_unordered(limits.builds.max(1))
+            .try_collect::<Vec<_>>();
+        let fresh = tokio::time::timeout(limits.time, waited_for)
+            .await
+            .map_err(|_elapsed| EnsureError::TooLong { limit: limits.time })??;
+        ended.extend(fresh);
+        Ok(ended)
+    }
+
+    async fn wait_for(
+        &self,
+        tenant: &TenantName,
+        (closure, tree): Wanted,
+    ) -> Result<Ended, StoreError> {
+        // A closed semaphore would only mean that nobody has to wait.
+        let _place = self.waited_for.acquire().await;
+        let done = Arc::new(Notify::new());
+        loop {
+            match self.start(tenant, &closure, &tree, &done) {
+                Standing::UnderWay | Standing::Failed { again: true, .. } => {}
+                Standing::Failed { message, .. } => return Ok(Ended::FailedNow(message)),
+            }
+            done.notified().await;
+            let mut known = self.ended(tenant, &[closure.key]).await?;
+            if let Some(ended) = known.remove(&closure.key) {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// How builds ended that the store knows of.
+    async fn ended(
+        &self,
+        tenant: &TenantName,
+        keys: &[InputKey],
+    ) -> Result<BTreeMap<InputKey, Ended>, StoreError> {
+        let mut db = self.store.read().await?;
+        let builds = content::builds(&mut db, tenant, keys).await?;
+        Ok(builds
+            .into_iter()
+            .map(|(key, build)| match build {
+                Build::Objects(_) => (key, Ended::Built),
+                Build::Failed(message) => (key, Ended::Fails(message)),
+            })
+            .collect())
+    }
+}

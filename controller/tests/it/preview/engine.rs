@@ -1,0 +1,201 @@
+//! What the engine says of changes.
+
+use super::world::{World, device, groups, map, names, said};
+use crate::reconcile::world::{delete, overlay, write};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_devices_on_twelve_overlays_are_twelve_builds() {
+    let overlays: Vec<_> = (0..12).map(|n| format!("g{n}")).collect();
+    let overlays: Vec<_> = overlays.iter().map(String::as_str).collect();
+    let mut files = groups(&overlays);
+    files.extend((0..1000).map(|n| device(&format!("store-{n:04}"), overlays[n % 12], "")));
+    let world = World::new(&files).await;
+
+    let preview = world
+        .propose(&[map("base/shared.yaml", "shared", "2")])
+        .await;
+    assert_eq!(world.builds(), 24, "the base was never built");
+    assert_eq!(preview.devices, 1000);
+    let [group] = &preview.groups[..] else {
+        panic!("one change is one group: {:?}", preview.groups.len());
+    };
+    assert_eq!(group.devices.len(), 1000);
+    assert_eq!(group.overlays.len(), 12);
+    assert_eq!(said(&group.changes), ["changed ConfigMap shared"]);
+    assert!(
+        group.changes[0]
+            .diff
+            .contains("-  value: \"1\"\n+  value: \"2\"\n")
+    );
+    assert!(preview.problems.lines.is_empty());
+
+    world
+        .propose(&[map("base/shared.yaml", "shared", "3")])
+        .await;
+    assert_eq!(world.builds(), 36, "the base was built before");
+    world
+        .propose(&[map("base/shared.yaml", "shared", "3")])
+        .await;
+    world.propose(&[write("README.md", "hello")]).await;
+    assert_eq!(world.builds(), 36, "nothing is built twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_are_grouped_by_what_changes_for_them() {
+    let mut files = groups(&["kiosk", "till"]);
+    files.extend([
+        map(
+            "groups/kiosk/own.yaml",
+            "kiosk",
+            "store ${STORE}, ${NOTE:=plain}",
+        ),
+        device("k1", "kiosk", "STORE: one"),
+        device("k2", "kiosk", "STORE: two, NOTE: loud"),
+        device("t1", "till", ""),
+    ]);
+    let world = World::new(&files).await;
+
+    let shop = map(
+        "groups/kiosk/own.yaml",
+        "kiosk",
+        "shop ${STORE}, ${NOTE:=plain}",
+    );
+    let preview = world.propose(&[shop]).await;
+    let [group] = &preview.groups[..] else {
+        panic!("{:#?}", preview.groups);
+    };
+    assert_eq!(names(&group.devices), ["k1", "k2"]);
+    assert_eq!(group.overlays, ["groups/kiosk"]);
+    assert!(
+        group.changes[0]
+            .diff
+            .contains("+  value: shop ${STORE}, ${NOTE:=plain}\n")
+    );
+
+    let default = map(
+        "groups/kiosk/own.yaml",
+        "kiosk",
+        "store ${STORE}, ${NOTE:=quiet}",
+    );
+    let preview = world.propose(&[default]).await;
+    assert_eq!(preview.groups.len(), 1);
+    assert_eq!(
+        names(&preview.groups[0].devices),
+        ["k1"],
+        "the other one's variable stands for the default"
+    );
+
+    let moved = [
+        device("k1", "kiosk", "STORE: two, NOTE: loud"),
+        device("k2", "till", ""),
+    ];
+    let preview = world.propose(&moved).await;
+    let [k1, k2] = &preview.groups[..] else {
+        panic!("{:#?}", preview.groups);
+    };
+    assert!(
+        k1.changes[0]
+            .diff
+            .contains("-  value: store one, plain\n+  value: store two, loud\n")
+    );
+    assert_eq!(
+        said(&k2.changes),
+        ["removed ConfigMap kiosk", "added ConfigMap till"]
+    );
+
+    let unused = [device("t1", "till", "NEW: variable")];
+    assert!(world.propose(&unused).await.is_nothing());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_is_newly_wrong_is_a_problem_of_the_change() {
+    let mut files = groups(&["kiosk", "till", "broken"]);
+    files.extend([
+        overlay("groups/broken", &["missing.yaml"]),
+        device("b1", "broken", ""),
+        device("k1", "kiosk", "STORE: one"),
+        device("k2", "kiosk", ""),
+        device("t1", "till", ""),
+        write("devices/odd/device.yaml", "nonsense: true\n"),
+    ]);
+    let world = World::new(&files).await;
+
+    let preview = world.propose(&[write("README.md", "hello")]).await;
+    assert_eq!(preview.problems.count, 0);
+    assert_eq!(preview.old_problems.count, 2, "{:?}", preview.old_problems);
+    assert_eq!(
+        preview.old_problems.lines[1],
+        "groups/broken/kustomization.yaml:4: `missing.yaml` does not exist"
+    );
+
+    let undefined = map("groups/kiosk/own.yaml", "kiosk", "${STORE}");
+    let gone = delete("groups/till/own.yaml");
+    let preview = world.propose(&[undefined, gone]).await;
+    assert_eq!(
+        preview.problems.lines,
+        [
+            "devices/k2/device.yaml: v1/ConfigMap/kiosk: `data.value` refers to the variable `STORE`, which is not defined",
+            "groups/till/kustomization.yaml:5: `own.yaml` does not exist",
+        ]
+    );
+    let [group] = &preview.groups[..] else {
+        panic!("{:#?}", preview.groups);
+    };
+    assert_eq!(
+        names(&group.devices),
+        ["k1"],
+        "what is broken stays as it is"
+    );
+
+    let mended = overlay("groups/broken", &["../../base"]);
+    let preview = world.propose(&[mended]).await;
+    assert!(preview.groups[0].unknown_before);
+    assert_eq!(said(&preview.groups[0].changes), ["added ConfigMap shared"]);
+    assert_eq!(preview.old_problems.count, 1);
+
+    let preview = world
+        .propose(&[write("fleet.yaml", "kind: Nothing\n")])
+        .await;
+    assert_eq!(preview.problems.count, 1, "{:?}", preview.problems);
+    assert!(preview.groups.is_empty() && preview.decommissioned.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_come_and_go_and_the_guard_counts() {
+    let mut files = groups(&["kiosk", "till"]);
+    files.extend((0..6).map(|n| device(&format!("k{n}"), "kiosk", "")));
+    files.push(device("t1", "till", ""));
+    let world = World::new(&files).await;
+
+    let preview = world
+        .propose(&[device("new-1", "kiosk", ""), delete("devices/t1")])
+        .await;
+    assert_eq!(preview.enrolling(), 1);
+    assert_eq!(preview.enrolled[0].overlay, "groups/kiosk");
+    let objects = preview.enrolled[0].objects.iter();
+    let objects: Vec<_> = objects.map(|object| object.name.as_str()).collect();
+    assert_eq!(objects, ["kiosk", "shared"]);
+    assert_eq!(names(&preview.decommissioned), ["t1"]);
+    assert!(!preview.guard.exceeded);
+
+    let preview = world.propose(&[overlay("groups/kiosk", &[])]).await;
+    assert_eq!(preview.emptied.len(), 6);
+    assert_eq!(preview.guard.allowed, 5);
+    assert!(preview.guard.exceeded && preview.guard.holds);
+
+    let loosened = format!(
+        "{}spec: {{safety: {{maxDecommission: 100%}}}}\n",
+        crate::reconcile::world::FLEET
+    );
+    let preview = world
+        .propose(&[overlay("groups/kiosk", &[]), write("fleet.yaml", loosened)])
+        .await;
+    assert!(preview.guard.exceeded && !preview.guard.holds);
+
+    let unreadable = [delete("devices/t1"), write("devices/t2/device.yaml", "?")];
+    let preview = world.propose(&unreadable).await;
+    assert!(
+        preview.decommissioned.is_empty(),
+        "it may be in the folder that cannot be read"
+    );
+}
