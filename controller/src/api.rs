@@ -11,6 +11,7 @@ mod devices;
 mod enroll;
 mod error;
 mod fleets;
+mod git;
 mod health;
 mod serve;
 mod tenants;
@@ -32,8 +33,8 @@ pub use self::{
     webhooks::MAX_AT_ONCE as MAX_WEBHOOKS,
 };
 use crate::{
-    certificates::Certificates, enrollment::Enrollment, fleets::Fleets, hub::Hub, metrics::Metrics,
-    secret::Keyring, store::Store,
+    certificates::Certificates, enrollment::Enrollment, fleets::Fleets, hosting::Hosting, hub::Hub,
+    metrics::Metrics, secret::Keyring, store::Store,
 };
 
 /// What the API works with.
@@ -43,6 +44,8 @@ pub struct Api {
     pub store: Store,
     /// Follows.
     pub fleets: Arc<Fleets>,
+    /// Hosts repos.
+    pub hosting: Hosting,
     /// Lets devices in.
     pub enrollment: Enrollment,
     /// Reaches devices.
@@ -101,6 +104,15 @@ pub fn router(api: Arc<Api>) -> Router {
         .route(longshore_protocol::api::ENROLL_PATH, post(enroll::enroll))
         .layer(middleware::from_fn(body::bounded))
         .route("/webhooks/{tenant}/{fleet}", post(webhooks::receive))
+        .route("/git/{tenant}/{repo}/info/refs", get(git::advertise))
+        .route(
+            "/git/{tenant}/{repo}/git-upload-pack",
+            post(git::upload_pack),
+        )
+        .route(
+            "/git/{tenant}/{repo}/git-receive-pack",
+            post(git::receive_pack),
+        )
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -16,7 +16,7 @@ use longshore_fleet::RenderSettings;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use crate::{ca::Supplied, certificates::Files};
+use crate::{ca::Supplied, certificates::Files, hosting::Limits};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -135,6 +135,10 @@ settings! {
     [env = "LONGSHORE_RENDER_MEMORY", value_name = "MIB"] render_memory: u64,
     /// Render without Landlock where the kernel has none, rather than not at all
     [env = "LONGSHORE_ALLOW_UNSANDBOXED", num_args = 0..=1, default_missing_value = "true"] allow_unsandboxed: bool,
+    /// How many MiB one push to a hosted repo may have [default: 1024]
+    [env = "LONGSHORE_HOSTED_PUSH_LIMIT", value_name = "MIB"] hosted_push_limit: u64,
+    /// How many MiB one hosted repo may take [default: 4096]
+    [env = "LONGSHORE_HOSTED_REPO_LIMIT", value_name = "MIB"] hosted_repo_limit: u64,
     /// What to log, such as `info` or `longshore_controller=debug,warn` [default: info,sqlx=warn]
     [env = "LONGSHORE_LOG", value_name = "FILTER"] log: String,
     /// How logs look [default: auto]
@@ -247,6 +251,8 @@ pub struct Config {
     pub edge_files: Option<Files>,
     /// How overlays are built.
     pub render: RenderSettings,
+    /// How large hosted repos may get.
+    pub hosting: Limits,
     /// What to log.
     pub log: String,
     /// How logs look.
@@ -314,11 +320,13 @@ impl Config {
                     .render_parallelism
                     .map_or(defaults.parallelism, NonZero::get),
                 timeout: settings.render_timeout.map_or(defaults.timeout, |it| it.0),
-                memory_limit: settings
-                    .render_memory
-                    .map_or(defaults.memory_limit, |mib| mib.saturating_mul(1024 * 1024)),
+                memory_limit: settings.render_memory.map_or(defaults.memory_limit, bytes),
                 allow_unsandboxed: settings.allow_unsandboxed.unwrap_or_default(),
                 ..defaults
+            },
+            hosting: Limits {
+                push: bytes(settings.hosted_push_limit.unwrap_or(1024)),
+                repo: bytes(settings.hosted_repo_limit.unwrap_or(4096)),
             },
             log: settings.log.unwrap_or_else(|| "info,sqlx=warn".to_owned()),
             log_format: settings.log_format.unwrap_or_default(),
@@ -361,6 +369,8 @@ impl Config {
             render_timeout: String,
             render_memory: u64,
             allow_unsandboxed: bool,
+            hosted_push_limit: u64,
+            hosted_repo_limit: u64,
             log: &'a str,
             log_format: LogFormat,
         }
@@ -389,13 +399,21 @@ impl Config {
             kustomize: self.render.program.as_deref(),
             render_parallelism: self.render.parallelism,
             render_timeout: format!("{:?}", self.render.timeout),
-            render_memory: self.render.memory_limit / (1024 * 1024),
+            render_memory: self.render.memory_limit / MIB,
             allow_unsandboxed: self.render.allow_unsandboxed,
+            hosted_push_limit: self.hosting.push / MIB,
+            hosted_repo_limit: self.hosting.repo / MIB,
             log: &self.log,
             log_format: self.log_format,
         };
         toml::to_string(&shown).unwrap_or_else(|error| error.to_string())
     }
+}
+
+const MIB: u64 = 1024 * 1024;
+
+fn bytes(mib: u64) -> u64 {
+    mib.saturating_mul(MIB)
 }
 
 fn pair(

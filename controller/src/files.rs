@@ -17,11 +17,18 @@ pub struct FileError {
     source: io::Error,
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> FileError + '_ {
-    move |source| FileError {
-        path: path.to_owned(),
-        source,
+impl FileError {
+    /// `path` failed because of `source`.
+    pub(crate) fn new(path: &Path, source: io::Error) -> Self {
+        Self {
+            path: path.to_owned(),
+            source,
+        }
     }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> FileError + '_ {
+    move |source| FileError::new(path, source)
 }
 
 /// Makes a directory that only its owner can enter.

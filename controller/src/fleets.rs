@@ -22,6 +22,7 @@ use crate::{
         connection::Connection,
         watch::{PullRequests, Watch},
     },
+    hosting::{self, repo},
     hub::Hub,
     metrics::Metrics,
     preview::Engine,
@@ -50,8 +51,8 @@ struct Followed {
 /// The fleets that are followed.
 #[derive(Debug)]
 pub struct Fleets {
-    /// Where the mirrors are.
-    pub directory: PathBuf,
+    /// Where the mirrors and the hosted repos are.
+    pub data_dir: PathBuf,
     /// How often to look at a repo without being poked.
     pub interval: Duration,
     /// Remembers.
@@ -76,7 +77,7 @@ impl Fleets {
         reason = "each is a part that every fleet works with"
     )]
     pub fn new(
-        directory: PathBuf,
+        data_dir: PathBuf,
         interval: Duration,
         store: Store,
         keyring: Arc<Keyring>,
@@ -86,7 +87,7 @@ impl Fleets {
         tasks: Tasks,
     ) -> Self {
         Self {
-            directory,
+            data_dir,
             interval,
             store,
             keyring,
@@ -113,6 +114,8 @@ impl Fleets {
     /// Follows a fleet until [`Self::leave`] or the shutdown.
     pub async fn follow(&self, fleet: &Fleet) -> Result<(), GitError> {
         let directory = self.mirror_directory(fleet);
+        let located = self.located(fleet);
+        let fleet = &located;
         let mirror = Mirror::open(directory, fleet).await?;
         let local = fleet.trusted.then(|| local_path(&fleet.repo)).flatten();
         let (found, observation) = watch::channel(Observation::default());
@@ -199,13 +202,19 @@ impl Fleets {
         Ok(())
     }
 
-    /// Follows a fleet no longer. Its mirror is deleted.
+    /// Follows a fleet no longer. Its mirror is deleted, and so is its repo where the controller hosts it.
     pub fn leave(&self, fleet: &Fleet) {
         if let Some(followed) = self.followed().remove(&fleet.id) {
             followed.stop.cancel();
         }
         let directory = self.mirror_directory(fleet);
+        let hosted = fleet.hosted.then(|| self.hosted_directory(fleet));
         self.tasks.tracker.spawn(async move {
+            if let Some(hosted) = hosted
+                && let Err(error) = repo::remove(&hosted).await
+            {
+                tracing::warn!(%error, path = %hosted.display(), "the hosted repo stays behind");
+            }
             if let Err(error) = tokio::fs::remove_dir_all(&directory).await {
                 tracing::warn!(%error, path = %directory.display(), "the mirror stays behind");
             }
@@ -271,10 +280,23 @@ impl Fleets {
         })
     }
 
-    /// A fleet that is made again under an old name must not find the old one's mirror.
     fn mirror_directory(&self, fleet: &Fleet) -> PathBuf {
-        let name = format!("{}-{}.git", fleet.id.name, fleet.created_at);
-        self.directory.join(fleet.id.tenant.as_str()).join(name)
+        hosting::place(&self.data_dir.join("repos"), fleet)
+    }
+
+    /// Where the repo of a fleet is that the controller hosts itself.
+    pub fn hosted_directory(&self, fleet: &Fleet) -> PathBuf {
+        hosting::place(&self.data_dir.join("hosted"), fleet)
+    }
+
+    /// The fleet with its repo where it is now: the data directory may have moved since a hosted repo was made.
+    fn located(&self, fleet: &Fleet) -> Fleet {
+        let mut located = fleet.clone();
+        if fleet.hosted {
+            located.repo = self.hosted_directory(fleet).display().to_string();
+            located.trusted = true;
+        }
+        located
     }
 
     fn followed(&self) -> std::sync::MutexGuard<'_, HashMap<FleetId, Followed>> {

@@ -5,10 +5,14 @@ use std::{io::Write as _, process::ExitCode, time::Duration};
 use clap::Parser as _;
 use longshore_controller::{
     config::{Command, CommandLine, Config},
+    hosting::hook,
     run, telemetry,
 };
 
 fn main() -> ExitCode {
+    if hook::is_called(&mut std::env::args_os()) {
+        return hook::run();
+    }
     let CommandLine {
         command,
         config,

@@ -33,6 +33,7 @@ use crate::{
     files,
     fleets::Fleets,
     gateway::Gateway,
+    hosting::Hosting,
     hub::Hub,
     metrics::Metrics,
     secret::{self, Keyring},
@@ -256,7 +257,7 @@ impl Serving {
         let hub = Arc::new(Hub::default());
         let description = renderer.describe();
         let fleets = Arc::new(Fleets::new(
-            data_dir.join("repos"),
+            data_dir.clone(),
             config.poll_interval,
             store.clone(),
             keyring.clone(),
@@ -304,9 +305,11 @@ impl Serving {
             shutdown: tasks.shutdown.clone(),
             edge_url: format!("{edge_url}{EDGE_PATH}"),
         };
+        let hosting = Hosting::start(&data_dir, config.hosting, fleets.clone(), tasks.clone())?;
         let app = api::router(Arc::new(Api {
             store,
             fleets,
+            hosting,
             enrollment,
             hub,
             keyring,
@@ -316,19 +319,9 @@ impl Serving {
             public_url: public_url.clone(),
             renderer: description,
         }));
-        let accepting = if config.plain_http {
-            Accepting::Plain(public)
-        } else {
-            Accepting::Tls(TlsListener::spawn(
-                public,
-                certificates.public_tls()?,
-                &tasks,
-            ))
-        };
-        tasks.vital(
-            "the public listener",
-            api::serve(accepting, app, tasks.clone()),
-        );
+        let accepting = accepting(config, public, &certificates, &tasks)?;
+        let public = api::serve(accepting, app, tasks.clone());
+        tasks.vital("the public listener", public);
         let keep = certificates.clone().keep(tasks.shutdown.clone());
         tasks.vital("the renewal of certificates", keep);
 
@@ -341,6 +334,20 @@ impl Serving {
         info!(public = public_url, edge = edge_url, data = %data_dir.display(), "ready");
         Ok(())
     }
+}
+
+/// The public listener, with TLS unless the settings say otherwise.
+fn accepting(
+    config: &Config,
+    listener: TcpListener,
+    certificates: &Certificates,
+    tasks: &Tasks,
+) -> Result<Accepting, tls::TlsError> {
+    if config.plain_http {
+        return Ok(Accepting::Plain(listener));
+    }
+    let tls = certificates.public_tls()?;
+    Ok(Accepting::Tls(TlsListener::spawn(listener, tls, tasks)))
 }
 
 /// Writes the files that tell the command line, on this machine, how to reach the controller.

@@ -96,6 +96,11 @@ impl Api {
         self.as_tenant(&self.tenant, token)
     }
 
+    /// A hosted repo's URL with the API token in it, so that git need not ask.
+    pub fn with_credentials(&self, url: &str) -> String {
+        url.replacen("://", &format!("://olivia:{}@", self.token), 1)
+    }
+
     /// The base URL.
     pub fn server(&self) -> &str {
         &self.server
@@ -199,7 +204,7 @@ impl Api {
         Self::send(request).await?.success()
     }
 
-    /// Lets the controller follow a repo.
+    /// Lets the controller follow a repo, or host one where `repo` is empty.
     ///
     /// # Errors
     /// Where the controller refuses.
@@ -207,6 +212,7 @@ impl Api {
         let body = CreateFleet {
             name: name.parse()?,
             repo: repo.to_owned(),
+            hosted: repo.is_empty(),
             branch: "main".to_owned(),
             path: String::new(),
         };

@@ -67,21 +67,26 @@ impl FleetRepo {
     /// # Errors
     /// Where git or `longshore` fails.
     pub fn from_template(directory: &Path) -> Result<Self> {
-        let copy = directory.join("fleet");
-        let mut init = Command::new(programs::find("longshore")?);
-        isolate(&mut init);
-        let output = init
-            .arg("init")
-            .arg(&copy)
-            .output()
-            .context("start longshore")?;
-        if !output.status.success() {
-            bail!(
-                "longshore init failed: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        let repo = Self::empty_beside(directory, copy)?;
+        let repo = Self::empty_beside(directory, template(directory)?)?;
+        git(
+            repo.copy.path(),
+            ["push", "--quiet", "-u", "origin", "main"],
+        )?;
+        Ok(repo)
+    }
+
+    /// The template, pushed to the empty repo `bare` that a controller hosts at `url`, as a person would. `ca` is the
+    /// file with the controller's root certificates.
+    ///
+    /// # Errors
+    /// Where git or `longshore` fails.
+    pub fn hosted(directory: &Path, bare: PathBuf, url: &str, ca: &Path) -> Result<Self> {
+        let copy = template(directory)?;
+        let ca = ca
+            .to_str()
+            .context("a temporary directory's name is UTF-8")?;
+        git(&copy, ["config", "http.sslCAInfo", ca])?;
+        let repo = Self::with_origin(bare, copy, url)?;
         git(
             repo.copy.path(),
             ["push", "--quiet", "-u", "origin", "main"],
@@ -108,7 +113,12 @@ impl FleetRepo {
         let bare_path = bare
             .to_str()
             .context("a temporary directory's name is UTF-8")?;
-        git(&copy, ["remote", "add", "origin", bare_path])?;
+        let bare_path = bare_path.to_owned();
+        Self::with_origin(bare, copy, &bare_path)
+    }
+
+    fn with_origin(bare: PathBuf, copy: PathBuf, url: &str) -> Result<Self> {
+        git(&copy, ["remote", "add", "origin", url])?;
         // So that people can commit here too, on a machine where git does not know them.
         git(&copy, ["config", "user.name", AUTHOR])?;
         git(&copy, ["config", "user.email", EMAIL])?;
@@ -157,6 +167,25 @@ impl FleetRepo {
             bail!("there is no branch {name} among {branches:?}")
         }
     }
+}
+
+/// The template, as `longshore init` writes it, in `directory`.
+fn template(directory: &Path) -> Result<PathBuf> {
+    let copy = directory.join("fleet");
+    let mut init = Command::new(programs::find("longshore")?);
+    isolate(&mut init);
+    let output = init
+        .arg("init")
+        .arg(&copy)
+        .output()
+        .context("start longshore")?;
+    if !output.status.success() {
+        bail!(
+            "longshore init failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(copy)
 }
 
 /// A clone of the fleet repo.

@@ -13,7 +13,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    Agent, Api, Controller, ControllerOptions, FleetRepo, api::FLEET, cli, programs,
+    Agent, Api, Controller, ControllerOptions, FleetRepo,
+    api::{FLEET, OPERATOR},
+    cli, programs,
     wait::eventually,
 };
 
@@ -26,6 +28,8 @@ pub struct WorldOptions {
     pub by_url: bool,
     /// Whether the repo begins empty.
     pub empty: bool,
+    /// Whether the controller hosts the repo.
+    pub hosted: bool,
 }
 
 /// A small world.
@@ -62,6 +66,9 @@ impl World {
             .prefix("longshore-e2e.")
             .tempdir()
             .context("make a temporary directory")?;
+        if options.hosted {
+            return Self::hosted(directory, options.controller).await;
+        }
         let repo = if options.empty {
             FleetRepo::empty(directory.path())?
         } else {
@@ -76,6 +83,25 @@ impl World {
             repo.bare().display().to_string()
         };
         let created = api.create_fleet(FLEET, &address).await?;
+        Ok(Self {
+            controller,
+            repo,
+            api,
+            webhook_secret: created.webhook_secret,
+            webhook_path: created.webhook_path,
+            directory,
+        })
+    }
+
+    async fn hosted(directory: TempDir, options: ControllerOptions) -> Result<Self> {
+        let data = directory.path().join("controller");
+        let controller = Controller::start(&data, options).await?;
+        let api = controller.api()?;
+        let created = api.create_fleet(FLEET, "").await?;
+        let mut repos = fs::read_dir(data.join("hosted").join(OPERATOR)).context("hosted repos")?;
+        let bare = repos.next().context("no hosted repo")??.path();
+        let url = api.with_credentials(&created.fleet.repo);
+        let repo = FleetRepo::hosted(directory.path(), bare, &url, &data.join("ca.pem"))?;
         Ok(Self {
             controller,
             repo,

@@ -138,8 +138,13 @@ pub struct Tenant {
 pub struct CreateFleet {
     /// Its name.
     pub name: FleetName,
-    /// The Git repo: an absolute path on the controller's machine, or an `https`, `ssh` or `file` URL.
+    /// The Git repo: an absolute path on the controller's machine, or an `https`, `ssh` or `file` URL. Empty where
+    /// the controller hosts it.
+    #[serde(default)]
     pub repo: String,
+    /// Whether the controller makes an empty repo and hosts it itself.
+    #[serde(default)]
+    pub hosted: bool,
     /// The branch to follow.
     #[serde(default = "main_branch")]
     pub branch: String,
@@ -170,8 +175,11 @@ pub struct CreatedFleet {
 pub struct Fleet {
     /// Its name.
     pub name: FleetName,
-    /// The repo, without credentials.
+    /// The repo, without credentials; where the controller hosts it, the URL to clone it from.
     pub repo: String,
+    /// Whether the controller hosts the repo.
+    #[serde(default)]
+    pub hosted: bool,
     /// The branch that is followed.
     pub branch: String,
     /// The fleet's folder in the repo.

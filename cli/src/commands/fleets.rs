@@ -31,6 +31,7 @@ pub enum Fleets {
 Examples:
   longshore fleets add shops --repo https://git.example/acme/shops.git
   longshore fleets add shops --repo ./shops.git            # on the controller's own machine
+  longshore fleets add shops --hosted                      # no Git host: the controller hosts the repo
   longshore fleets add shops --repo ssh://git@git.example/acme/infra.git --branch live --path edge")]
     Add(Add),
     /// Show one fleet: its revision, devices, conditions, problems and held removals
@@ -91,8 +92,11 @@ pub struct Add {
     /// The fleet's name: lower-case letters, digits and `-`
     name: FleetName,
     /// The Git repo: an https, ssh or file URL, or a path on the controller's machine
-    #[arg(long, value_name = "REPO")]
-    repo: String,
+    #[arg(long, value_name = "REPO", required_unless_present = "hosted")]
+    repo: Option<String>,
+    /// Let the controller host the repo itself, over HTTPS
+    #[arg(long, conflicts_with = "repo")]
+    hosted: bool,
     /// The branch to follow
     #[arg(long, default_value = "main")]
     branch: String,
@@ -123,9 +127,16 @@ pub(crate) async fn run(context: &Context, command: Fleets) -> Result<Exit, Erro
                 .show(&fleet, |fleet| detail(fleet, context.now))
         }
         Fleets::Remove { fleet, yes } => {
-            let devices = api.fleet(&fleet).await?.devices.total;
-            let question =
-                format!("Remove the fleet `{fleet}`? Its {devices} devices are cut off at once.");
+            let removed = api.fleet(&fleet).await?;
+            let devices = removed.devices.total;
+            let repo = if removed.hosted {
+                " Its repo, which the controller hosts, is deleted with all its history."
+            } else {
+                ""
+            };
+            let question = format!(
+                "Remove the fleet `{fleet}`? Its {devices} devices are cut off at once.{repo}"
+            );
             if !confirm(&question, yes)? {
                 return Ok(Exit::Negative);
             }
@@ -171,14 +182,19 @@ async fn add(context: &Context, api: &Api, arguments: Add) -> Result<Exit, Error
     let Add {
         name,
         repo,
+        hosted,
         branch,
         path,
     } = arguments;
-    let repo = repo_of(&repo, is_loopback(api.server()))?;
+    let repo = match repo {
+        Some(repo) => repo_of(&repo, is_loopback(api.server()))?,
+        None => String::new(),
+    };
     let created = api
         .create_fleet(&CreateFleet {
             name,
             repo,
+            hosted,
             branch,
             path,
         })
@@ -195,13 +211,38 @@ async fn add(context: &Context, api: &Api, arguments: Add) -> Result<Exit, Error
                 ("Repo", Some(fleet.repo.clone())),
                 ("Branch", Some(fleet.branch.clone())),
                 ("Path", Some(fleet.path.clone())),
-                ("Webhook URL", Some(webhook_url(api, webhook_path))),
-                ("Webhook secret", Some(webhook_secret.clone())),
+                (
+                    "Webhook URL",
+                    (!hosted).then(|| webhook_url(api, webhook_path)),
+                ),
+                ("Webhook secret", (!hosted).then(|| webhook_secret.clone())),
             ])
         },
     )?;
-    say("the webhook's secret is shown this once; without a webhook, the controller polls");
+    if hosted {
+        say(&next_steps(&created.fleet));
+    } else {
+        say("the webhook's secret is shown this once; without a webhook, the controller polls");
+    }
     Ok(Exit::Success)
+}
+
+/// How the first commit gets into a hosted repo.
+fn next_steps(fleet: &Fleet) -> String {
+    let Fleet {
+        name, repo, branch, ..
+    } = fleet;
+    format!(
+        "the controller hosts the repo; its first commit makes it a fleet:\n\n  \
+         longshore init {name}\n  \
+         cd {name}\n  \
+         git remote add origin {repo}\n  \
+         git push -u origin HEAD:{branch}\n\n\
+         git asks for a password: the API token, with any user name. Where the controller has a certificate\n\
+         of its own authority, let git trust it first, for this server alone:\n\n  \
+         git config --global http.{server}.sslCAInfo FILE   # ca.pem of the controller's data directory",
+        server = repo.split("/git/").next().unwrap_or_default()
+    )
 }
 
 fn webhook_url(api: &Api, path: &str) -> String {

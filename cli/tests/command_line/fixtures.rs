@@ -27,6 +27,7 @@ fn ago(minutes: u64) -> u64 {
 
 pub fn fleet(name: &str) -> Fleet {
     Fleet {
+        hosted: false,
         name: name.parse().unwrap(),
         repo: "https://git.example/acme/shops.git".into(),
         branch: "main".into(),

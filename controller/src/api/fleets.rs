@@ -9,11 +9,14 @@ use secrecy::ExposeSecret as _;
 use sqlx::AnyConnection;
 
 use super::{
-    ApiError, State,
+    Api, ApiError, State,
     access::{InFleet, InTenant},
+    git,
 };
 use crate::{
-    clock, secret,
+    clock,
+    hosting::repo,
+    secret,
     store::{
         StoreError, devices,
         fleets::{self, Fleet, FleetId, FleetStatus},
@@ -35,7 +38,7 @@ pub(super) async fn list(
     let mut db = api.store.read().await?;
     let mut items = Vec::new();
     for fleet in fleets::list(&mut db, &tenant).await? {
-        items.push(view(&mut db, fleet).await?);
+        items.push(view(&api, &mut db, fleet).await?);
     }
     Ok(Json(List { items }))
 }
@@ -63,18 +66,22 @@ pub(super) async fn create(
             .encrypt(&webhook_purpose(&id), &webhook_secret)?,
         webhook_secret_before: None,
         connection: None,
-        hosted: false,
+        hosted: request.hosted,
         status: FleetStatus::default(),
         confirmed_revision: None,
         created_at: clock::now_ms(),
     };
     let mut db = api.store.write().await?;
     fleets::insert(&mut db, &fleet).await?;
+    if fleet.hosted {
+        let directory = api.fleets.hosted_directory(&fleet);
+        repo::create(&directory, &fleet.branch).await?;
+    }
     db.commit().await?;
     api.fleets.follow(&fleet).await?;
     let mut db = api.store.read().await?;
     let created = CreatedFleet {
-        fleet: view(&mut db, fleet).await?,
+        fleet: view(&api, &mut db, fleet).await?,
         webhook_path: format!("/webhooks/{}/{}", id.tenant, id.name),
         webhook_secret: webhook_secret.expose_secret().to_owned(),
     };
@@ -84,7 +91,28 @@ pub(super) async fn create(
 /// Checks what Git would be told, before Git is told.
 fn check(request: &CreateFleet, trusted: bool) -> Result<(), ApiError> {
     let refuse = |detail: String| Err(ApiError::refused(StatusCode::UNPROCESSABLE_ENTITY, detail));
-    let repo = &request.repo;
+    match (request.hosted, request.repo.as_str()) {
+        (true, "") => {}
+        (true, _) => {
+            return refuse("a hosted fleet's repo is made here; leave out `repo`".to_owned());
+        }
+        (false, repo) => check_repo(repo, trusted)?,
+    }
+    if !git2::Reference::is_valid_name(&format!("refs/heads/{}", request.branch)) {
+        return refuse(format!("`{}` is no valid name of a branch", request.branch));
+    }
+    if let Err(error) = RepoPath::new(request.path.trim_matches('/')) {
+        return refuse(format!(
+            "`{}` is no valid path in a repo: {error}",
+            request.path
+        ));
+    }
+    Ok(())
+}
+
+/// Checks where a repo is.
+fn check_repo(repo: &str, trusted: bool) -> Result<(), ApiError> {
+    let refuse = |detail: String| Err(ApiError::refused(StatusCode::UNPROCESSABLE_ENTITY, detail));
     let allowed: &[&str] = if trusted {
         &["https://", "ssh://", "file://", "/"]
     } else {
@@ -110,15 +138,6 @@ fn check(request: &CreateFleet, trusted: bool) -> Result<(), ApiError> {
                 .to_owned(),
         );
     }
-    if !git2::Reference::is_valid_name(&format!("refs/heads/{}", request.branch)) {
-        return refuse(format!("`{}` is no valid name of a branch", request.branch));
-    }
-    if let Err(error) = RepoPath::new(request.path.trim_matches('/')) {
-        return refuse(format!(
-            "`{}` is no valid path in a repo: {error}",
-            request.path
-        ));
-    }
     Ok(())
 }
 
@@ -127,7 +146,7 @@ pub(super) async fn show(
     InFleet(fleet): InFleet,
 ) -> Result<Json<api::Fleet>, ApiError> {
     let mut db = api.store.read().await?;
-    Ok(Json(view(&mut db, fleet).await?))
+    Ok(Json(view(&api, &mut db, fleet).await?))
 }
 
 pub(super) async fn remove(
@@ -192,7 +211,11 @@ pub(super) async fn revisions(
 }
 
 /// A fleet as the API shows it.
-pub(super) async fn view(db: &mut AnyConnection, fleet: Fleet) -> Result<api::Fleet, StoreError> {
+pub(super) async fn view(
+    api: &Api,
+    db: &mut AnyConnection,
+    fleet: Fleet,
+) -> Result<api::Fleet, StoreError> {
     let mut counts = DeviceCounts::default();
     for view in devices::list(db, &fleet.id).await? {
         match view.device.state {
@@ -205,9 +228,15 @@ pub(super) async fn view(db: &mut AnyConnection, fleet: Fleet) -> Result<api::Fl
         counts.in_sync += u64::from(view.in_sync());
         counts.failing += u64::from(view.is_failing());
     }
+    let repo = if fleet.hosted {
+        git::clone_url(&api.public_url, &fleet.id)
+    } else {
+        fleet.repo
+    };
     Ok(api::Fleet {
         name: fleet.id.name,
-        repo: fleet.repo,
+        repo,
+        hosted: fleet.hosted,
         branch: fleet.branch,
         path: fleet.path,
         revision: fleet.status.revision,

@@ -61,7 +61,7 @@ pub(super) async fn status(
     let mut db = api.store.read().await?;
     let mut views = Vec::new();
     for fleet in fleet_store::list(&mut db, &tenant).await? {
-        views.push(fleets::view(&mut db, fleet).await?);
+        views.push(fleets::view(&api, &mut db, fleet).await?);
     }
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -5,17 +5,13 @@
 
 use std::{ffi::OsStr, path::Path, process::Stdio, time::Duration};
 
-use rustix::{
-    io::Errno,
-    process::{Pid, Signal, kill_process_group},
-};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::Command,
 };
 
 use super::throttle;
-use crate::clock;
+use crate::{clock, process_group::Group};
 
 /// A fetch or push that takes longer is ended.
 pub(super) const DEADLINE: Duration = Duration::from_mins(2);
@@ -181,11 +177,7 @@ pub async fn run<S: AsRef<OsStr>>(
         .kill_on_drop(true);
     let mut child = command.spawn().map_err(GitError::Start)?;
     // Git's helpers are its children: with the future, the whole group goes.
-    let mut group = Group(
-        child
-            .id()
-            .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)),
-    );
+    let mut group = Group::of(&child);
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let all = async { tokio::join!(read(stdout), read(stderr), child.wait()) };
     let (stdout, stderr, status) =
@@ -195,7 +187,7 @@ pub async fn run<S: AsRef<OsStr>>(
                 operation: operation.clone(),
             })?;
     // It ended by itself; its number may be another's now.
-    group.0 = None;
+    group.release();
     if status.map_err(GitError::Start)?.success() {
         return Ok(stdout);
     }
@@ -222,20 +214,6 @@ fn failure(operation: String, stdout: &str, stderr: &str) -> GitError {
             message,
         },
         None => GitError::Refused { operation, message },
-    }
-}
-
-/// A process group that is killed when this is dropped.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0
-            && let Err(error) = kill_process_group(group, Signal::KILL)
-            && error != Errno::SRCH
-        {
-            tracing::debug!(%error, "git's process group could not be ended");
-        }
     }
 }
 
