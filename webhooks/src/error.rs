@@ -3,6 +3,14 @@
 /// Why a delivery was refused. All of them are the sender's doing, and none gets better by sending it again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The headers are no known host's.
+    #[error(
+        "the headers are those of no known Git host; sign the call yourself with `X-Longshore-Signature`"
+    )]
+    UnknownHost,
+    /// The headers are those of several hosts, so that it is not clear whose rules hold.
+    #[error("the headers are those of several Git hosts")]
+    SeveralHosts,
     /// The delivery carries no signature. Set a secret for the webhook on the host.
     #[error("the delivery has no `{0}` header; set the webhook's secret on the Git host")]
     MissingSignature(&'static str),
@@ -27,13 +35,26 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the sender is not known to have a secret. What is wrong is then not to be told in detail.
+    pub fn is_unverified(&self) -> bool {
+        match self {
+            Self::UnknownHost
+            | Self::SeveralHosts
+            | Self::MissingSignature(_)
+            | Self::BadSignature => true,
+            Self::BadHeader(_) | Self::BadBody { .. } => false,
+        }
+    }
+}
+
 /// What is wrong with a body.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidBody {
     /// It is not JSON, or a member is missing or of another type.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
-    /// It is a form. GitHub offers both; only JSON is taken.
+    /// It is a form. Some hosts offer both; only JSON is taken.
     #[error(
         "the body is a form; set the webhook's content type to `application/json` on the Git host"
     )]

@@ -1,13 +1,18 @@
-//! GitHub, GitHub Enterprise Server, and hosts that speak its webhooks (Gitea and Forgejo sign the same way).
+//! GitHub and GitHub Enterprise Server.
 //!
 //! Rules: <https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries> for signatures,
-//! <https://docs.github.com/en/webhooks/webhook-events-and-payloads#push> for bodies.
+//! <https://docs.github.com/en/webhooks/webhook-events-and-payloads> for bodies. Gitea and Forgejo send bodies of
+//! nearly the same shape.
 
-use http::{HeaderMap, header::CONTENT_TYPE};
+use http::HeaderMap;
 use secrecy::SecretString;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 
-use crate::{Delivery, Error, Event, Push, error::InvalidBody, signature};
+use crate::{
+    Action, Delivery, Error, Event, Host, PullRequest, Push, RefUpdate,
+    read::{Reader, id, ignored, text},
+    signature,
+};
 
 /// The header with the signature: `sha256=` and 64 hex digits.
 pub const SIGNATURE: &str = "x-hub-signature-256";
@@ -15,8 +20,6 @@ pub const SIGNATURE: &str = "x-hub-signature-256";
 pub const EVENT: &str = "x-github-event";
 /// The header with the delivery's id.
 pub const DELIVERY: &str = "x-github-delivery";
-
-const ID_LIMIT: usize = 100;
 
 /// Verifies and parses one delivery.
 ///
@@ -30,42 +33,18 @@ pub fn receive(
     body: &[u8],
     secrets: &[SecretString],
 ) -> Result<Delivery, Error> {
-    verify(headers, body, secrets)?;
+    signature::check_hmac(headers, SIGNATURE, "sha256=", body, secrets)?;
     let event = match text(headers, EVENT)? {
         "push" => Event::Push(push(headers, body)?),
+        "pull_request" => Event::PullRequest(pull_request(headers, body)?),
         "ping" => Event::Ping,
-        other => Event::Ignored(other.chars().take(ID_LIMIT).collect()),
+        other => ignored(other),
     };
-    let id = text(headers, DELIVERY).unwrap_or_default();
     Ok(Delivery {
-        id: id.chars().take(ID_LIMIT).collect(),
+        host: Host::GitHub,
+        id: id(headers, &[DELIVERY]),
         event,
     })
-}
-
-/// Checks the signature, and nothing else.
-fn verify(headers: &HeaderMap, body: &[u8], secrets: &[SecretString]) -> Result<(), Error> {
-    let header = headers
-        .get(SIGNATURE)
-        .ok_or(Error::MissingSignature("X-Hub-Signature-256"))?;
-    let mut signature = [0; 32];
-    let digits = header
-        .as_bytes()
-        .strip_prefix(b"sha256=")
-        .ok_or(Error::BadSignature)?;
-    hex::decode_to_slice(digits, &mut signature).map_err(|_detail| Error::BadSignature)?;
-    if signature::holds(secrets, body, &signature) {
-        Ok(())
-    } else {
-        Err(Error::BadSignature)
-    }
-}
-
-fn text<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, Error> {
-    headers
-        .get(name)
-        .and_then(|value| value.to_str().ok())
-        .ok_or(Error::BadHeader(name))
 }
 
 /// The members of a `push` body that matter here.
@@ -75,16 +54,14 @@ struct PushBody {
     git_ref: String,
     before: String,
     after: String,
-    // GitHub always sends both; Gitea and Forgejo send neither.
-    #[serde(default)]
-    deleted: bool,
+    // GitHub always sends it; Gitea and Forgejo do not.
     #[serde(default)]
     forced: bool,
     repository: Repository,
 }
 
 #[derive(Deserialize)]
-struct Repository {
+pub(crate) struct Repository {
     full_name: String,
     clone_url: Option<String>,
     ssh_url: Option<String>,
@@ -92,71 +69,93 @@ struct Repository {
     html_url: Option<String>,
 }
 
-fn push(headers: &HeaderMap, body: &[u8]) -> Result<Push, Error> {
-    let bad = |at: &str, source| Error::BadBody {
-        event: "push".into(),
-        at: at.into(),
-        source,
-    };
-    if is_form(headers) {
-        return Err(bad(".", InvalidBody::Form));
-    }
-    let PushBody {
-        git_ref,
-        before,
-        after,
-        deleted,
-        forced,
-        repository,
-    } = json(body).map_err(|(at, source)| bad(&at, source))?;
-    if !git_ref.starts_with("refs/") {
-        return Err(bad("ref", InvalidBody::Ref));
-    }
-    for (at, commit) in [("before", &before), ("after", &after)] {
-        if !is_commit(commit) {
-            return Err(bad(at, InvalidBody::Commit));
+impl Repository {
+    pub(crate) fn pushed(self, refs: Vec<RefUpdate>) -> Push {
+        let urls = [self.clone_url, self.ssh_url, self.git_url, self.html_url];
+        Push {
+            repository: self.full_name,
+            clone_urls: urls.into_iter().flatten().collect(),
+            refs,
         }
     }
-    let Repository {
-        full_name,
-        clone_url,
-        ssh_url,
-        git_url,
-        html_url,
-    } = repository;
-    Ok(Push {
-        repository: full_name,
-        clone_urls: [clone_url, ssh_url, git_url, html_url]
-            .into_iter()
-            .flatten()
-            .collect(),
-        deleted: deleted || after.bytes().all(|digit| digit == b'0'),
-        git_ref,
-        before,
+}
+
+pub(crate) fn push(headers: &HeaderMap, body: &[u8]) -> Result<Push, Error> {
+    let reader = Reader::of("push");
+    let push: PushBody = reader.json(headers, body)?;
+    let after = reader.commit("after", push.after)?;
+    let moved = RefUpdate {
+        git_ref: reader.git_ref("ref", push.git_ref)?,
+        before: reader.commit("before", push.before)?,
+        deleted: after.is_none(),
         after,
-        forced,
+        forced: push.forced,
+    };
+    Ok(push.repository.pushed(vec![moved]))
+}
+
+/// The members of a `pull_request` body that matter here.
+#[derive(Deserialize)]
+struct PullRequestBody {
+    action: String,
+    number: u64,
+    pull_request: PullRequestMember,
+}
+
+#[derive(Deserialize)]
+struct PullRequestMember {
+    #[serde(default)]
+    html_url: String,
+    merged: Option<bool>,
+    head: Side,
+    base: Side,
+}
+
+#[derive(Deserialize)]
+struct Side {
+    #[serde(rename = "ref")]
+    branch: String,
+    sha: String,
+    // None where the repo is gone.
+    repo: Option<SideRepo>,
+}
+
+#[derive(Deserialize)]
+struct SideRepo {
+    id: u64,
+}
+
+pub(crate) fn pull_request(headers: &HeaderMap, body: &[u8]) -> Result<PullRequest, Error> {
+    let reader = Reader::of("pull_request");
+    let PullRequestBody {
+        action,
+        number,
+        pull_request,
+    } = reader.json(headers, body)?;
+    let PullRequestMember {
+        html_url,
+        merged,
+        head,
+        base,
+    } = pull_request;
+    let action = match &*action {
+        "opened" => Action::Opened,
+        // The second is Gitea's and Forgejo's.
+        "synchronize" | "synchronized" => Action::Updated,
+        "closed" if merged == Some(true) => Action::Merged,
+        "closed" => Action::Closed,
+        "reopened" => Action::Reopened,
+        "edited" => Action::Edited,
+        _ => Action::Other,
+    };
+    let repo = |side: &Side| side.repo.as_ref().map(|repo| repo.id);
+    Ok(PullRequest {
+        number,
+        action,
+        is_from_fork: repo(&head).is_none() || repo(&head) != repo(&base),
+        head_branch: head.branch,
+        head_commit: reader.commit("pull_request.head.sha", head.sha)?,
+        base_branch: base.branch,
+        url: html_url,
     })
-}
-
-fn is_form(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| {
-        kind.as_bytes()
-            .starts_with(b"application/x-www-form-urlencoded")
-    })
-}
-
-/// 40 hex digits (SHA-1 repos) or 64 (SHA-256 repos).
-fn is_commit(text: &str) -> bool {
-    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// The body as `T`, or the path of what is wrong in it.
-fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, (String, InvalidBody)> {
-    let mut reader = serde_json::Deserializer::from_slice(body);
-    let value = serde_path_to_error::deserialize(&mut reader)
-        .map_err(|error| (error.path().to_string(), error.into_inner().into()))?;
-    reader
-        .end()
-        .map_err(|error| (".".to_owned(), error.into()))?;
-    Ok(value)
 }
