@@ -189,7 +189,12 @@ impl Fleets {
             let statuses = statuses.run(stop.clone()).instrument(span.clone());
             self.tasks.sound("a fleet's commit statuses", statuses);
             let base = fleet.branch.clone();
-            let watch = Watch { forge, base, poke };
+            let watch = Watch {
+                forge,
+                base,
+                interval: self.interval,
+                poke,
+            };
             let watch = watch.run(listed, stop.clone()).instrument(span.clone());
             self.tasks.sound("a fleet's pull requests", watch);
         }

@@ -21,6 +21,8 @@ pub struct ControllerOptions {
     pub kustomize: Option<PathBuf>,
     /// Further arguments, such as `--poll-interval 1h`.
     pub arguments: Vec<OsString>,
+    /// Further variables of the environment.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 /// A controller: its data directory, and the process while it runs.
@@ -84,7 +86,8 @@ impl Controller {
                 "LONGSHORE_LOG",
                 process::log_filter("LONGSHORE_LOG", "info,longshore_controller=debug"),
             )
-            .args(&self.options.arguments);
+            .args(&self.options.arguments)
+            .envs(self.options.environment.iter().cloned());
         if let Some(url) = &self.options.database_url {
             command.arg("--database-url").arg(url);
         }

@@ -12,6 +12,8 @@
 //! [`eventually`] looks until a condition holds, or gives up with what it saw last. What the processes said
 //! goes to stderr when they are dropped; a test runner shows it when the test failed.
 #![warn(missing_docs)]
+// The shapes of the Git hosts' objects are long.
+#![recursion_limit = "256"]
 
 pub mod agent;
 pub mod api;
@@ -19,6 +21,7 @@ pub mod cli;
 pub mod controller;
 pub mod edge;
 pub mod enroll;
+pub mod forge;
 pub mod metrics;
 pub mod pki;
 pub mod postgres;
@@ -32,6 +35,7 @@ pub use agent::Agent;
 pub use api::Api;
 pub use controller::{Controller, ControllerOptions};
 pub use enroll::Candidate;
+pub use forge::Forge;
 pub use metrics::Metrics;
 pub use process::Process;
 pub use repo::{FleetRepo, WorkingCopy};

@@ -138,6 +138,30 @@ impl FleetRepo {
         format!("file://{}", self.bare.display())
     }
 
+    /// Moves the bare repo. The working copy does not know of it before [`Self::push_to`].
+    ///
+    /// # Errors
+    /// Where the file system fails.
+    pub fn move_to(&mut self, bare: &Path) -> Result<()> {
+        if let Some(above) = bare.parent() {
+            fs::create_dir_all(above).with_context(|| format!("make {}", above.display()))?;
+        }
+        fs::rename(&self.bare, bare).context("move the bare repo")?;
+        bare.clone_into(&mut self.bare);
+        Ok(())
+    }
+
+    /// Makes the working copy push to `url`, whose certificate the file `ca` vouches for.
+    ///
+    /// # Errors
+    /// Where git fails.
+    pub fn push_to(&self, url: &str, ca: &Path) -> Result<()> {
+        let ca = ca.to_str().context("a path that is UTF-8")?;
+        self.copy.git(["remote", "set-url", "origin", url])?;
+        self.copy.git(["config", "http.sslCAInfo", ca])?;
+        self.copy.git(["config", "http.proxy", ""]).map(drop)
+    }
+
     /// The working copy.
     pub fn copy(&self) -> &WorkingCopy {
         &self.copy
@@ -195,6 +219,21 @@ pub struct WorkingCopy {
 }
 
 impl WorkingCopy {
+    /// Clones a branch of a repo on this machine.
+    ///
+    /// # Errors
+    /// Where git fails.
+    pub fn of_branch(repo: &Path, branch: &str, path: &Path) -> Result<Self> {
+        let mut arguments: Vec<&OsStr> = vec!["clone".as_ref(), "--quiet".as_ref()];
+        arguments.extend(["--branch".as_ref(), branch.as_ref()] as [&OsStr; 2]);
+        arguments.extend([repo.as_os_str(), path.as_os_str()]);
+        let above = path.parent().context("a place for the clone")?;
+        git(above, arguments)?;
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -62,10 +62,7 @@ impl World {
     /// # Errors
     /// Where something does not start.
     pub async fn with(options: WorldOptions) -> Result<Self> {
-        let directory = tempfile::Builder::new()
-            .prefix("longshore-e2e.")
-            .tempdir()
-            .context("make a temporary directory")?;
+        let directory = new_directory()?;
         if options.hosted {
             return Self::hosted(directory, options.controller).await;
         }
@@ -74,15 +71,28 @@ impl World {
         } else {
             FleetRepo::from_template(directory.path())?
         };
-        let data = directory.path().join("controller");
-        let controller = Controller::start(&data, options.controller).await?;
-        let api = controller.api()?;
         let address = if options.by_url {
             repo.url()
         } else {
             repo.bare().display().to_string()
         };
-        let created = api.create_fleet(FLEET, &address).await?;
+        Self::around(directory, repo, &address, options.controller).await
+    }
+
+    /// A world in `directory` with this repo, which the controller gets as `address`.
+    ///
+    /// # Errors
+    /// Where something does not start.
+    pub async fn around(
+        directory: TempDir,
+        repo: FleetRepo,
+        address: &str,
+        options: ControllerOptions,
+    ) -> Result<Self> {
+        let data = directory.path().join("controller");
+        let controller = Controller::start(&data, options).await?;
+        let api = controller.api()?;
+        let created = api.create_fleet(FLEET, address).await?;
         Ok(Self {
             controller,
             repo,
@@ -187,6 +197,17 @@ impl World {
     pub async fn cli_json(&self, arguments: &[&str]) -> Result<Value> {
         cli::json(self.controller.data_dir(), arguments).await
     }
+}
+
+/// A place for a world.
+///
+/// # Errors
+/// Where the file system fails.
+pub fn new_directory() -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("longshore-e2e.")
+        .tempdir()
+        .context("make a temporary directory")
 }
 
 impl Drop for World {

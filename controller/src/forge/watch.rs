@@ -13,8 +13,6 @@ use tracing::{info, warn};
 use super::{Forge, PullRequest};
 use crate::error::chain;
 
-/// How often to look without being poked: webhooks bring what matters sooner.
-const INTERVAL: Duration = Duration::from_mins(1);
 /// The longest pause between two tries of a forge that does not answer.
 const MAX_BACKOFF: Duration = Duration::from_mins(5);
 
@@ -34,6 +32,8 @@ pub struct Watch {
     pub forge: Arc<dyn Forge>,
     /// The tracked branch.
     pub base: String,
+    /// How often to look without being poked: webhooks bring what matters sooner.
+    pub interval: Duration,
     /// Says "look".
     pub poke: Arc<Notify>,
 }
@@ -85,7 +85,7 @@ impl Watch {
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(pause(failures)) => {}
+                () = tokio::time::sleep(pause(self.interval, failures)) => {}
                 () = self.poke.notified() => {}
             }
         }
@@ -93,9 +93,9 @@ impl Watch {
 }
 
 /// The interval give or take a fifth; after failures, up to twice as long each time.
-fn pause(failures: u32) -> Duration {
+fn pause(interval: Duration, failures: u32) -> Duration {
     let base = match failures {
-        0 => INTERVAL,
+        0 => interval,
         _ => Duration::from_secs(1)
             .saturating_mul(1 << failures.min(9))
             .min(MAX_BACKOFF),

@@ -14,6 +14,7 @@ mod chaos;
 mod demo;
 mod edge;
 mod enrolling;
+mod forge;
 mod hosting;
 mod journey;
 mod removals;
