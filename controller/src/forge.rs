@@ -10,8 +10,15 @@
 //! Every operation may be repeated: callers are level-triggered and ask again after a failure. So a forge never
 //! retries by itself; it says in [`ForgeError`] whether and when another try makes sense.
 
+pub mod client;
 pub mod connection;
+pub mod gitea;
+pub mod github;
+pub mod gitlab;
+mod refusal;
 pub mod repository;
+mod rest;
+pub mod throttle;
 pub mod watch;
 
 use std::{fmt, time::Duration};

@@ -19,6 +19,10 @@ use url::Url;
 
 use super::{
     Forge,
+    client::Client,
+    gitea::Gitea,
+    github::GitHub,
+    gitlab::GitLab,
     repository::{Remote, Repository, Transport, is_loopback},
 };
 use crate::{
@@ -141,7 +145,7 @@ impl Connection {
 
     /// The forge, ready to be asked.
     pub fn open(&self) -> Result<Option<Arc<dyn Forge>>, InvalidConnection> {
-        Ok(None)
+        self.forge.as_ref().map(ForgeSettings::open).transpose()
     }
 
     /// It without its secrets.
@@ -242,6 +246,20 @@ impl ForgeSettings {
             url,
             repository,
             credential,
+        })
+    }
+
+    /// The forge, ready to be asked. It lives in a runtime.
+    pub fn open(&self) -> Result<Arc<dyn Forge>, InvalidConnection> {
+        let client = Client::new(self.url.clone()).map_err(|error| {
+            InvalidConnection(format!(
+                "this machine's certificates cannot be used: {error}"
+            ))
+        })?;
+        Ok(match self.kind {
+            ForgeKind::GitHub => Arc::new(GitHub::new(client, self)?),
+            ForgeKind::GitLab => Arc::new(GitLab::new(client, self)?),
+            ForgeKind::Gitea => Arc::new(Gitea::new(client, self)?),
         })
     }
 
