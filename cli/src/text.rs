@@ -2,37 +2,7 @@
 
 use jiff::Timestamp;
 use longshore_protocol::api::Approval;
-
-/// `text` on one line, with control characters spelled out.
-///
-/// Names of commits, facts and error messages come from devices and repos; none of them may move the
-/// cursor, hide a row or set the terminal's title.
-pub(crate) fn printable(text: &str) -> String {
-    escape(text, false)
-}
-
-/// Like [`printable`], but line breaks stay.
-pub(crate) fn printable_lines(text: &str) -> String {
-    escape(text, true)
-}
-
-fn escape(text: &str, lines: bool) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        if is_harmless(character) || (lines && character == '\n') {
-            escaped.push(character);
-        } else {
-            escaped.extend(character.escape_default());
-        }
-    }
-    escaped
-}
-
-/// Neither a control character nor one that turns the direction of writing.
-fn is_harmless(character: char) -> bool {
-    !character.is_control()
-        && !matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
+pub(crate) use longshore_protocol::text::{printable, printable_lines};
 
 /// How long ago `then` was: `45s`, `5m`, `3h`, `12d`, `3y`. The larger unit begins at two of it.
 pub(crate) fn age(now: Timestamp, then: u64) -> String {
@@ -106,15 +76,5 @@ mod tests {
         assert_eq!(until(now, 1_000_000_000_000 + 3 * 3_600_000), "in 3h");
         assert_eq!(until(now, 1_000_000_000_000 - 300_000), "5m ago");
         assert_eq!(until(now, u64::MAX), format!("in {}", age(now, 0)));
-    }
-
-    #[test]
-    fn hostile_texts_are_spelled_out() {
-        assert_eq!(
-            printable("a\u{1b}]0;x\u{7}b\nc\u{202e}"),
-            "a\\u{1b}]0;x\\u{7}b\\nc\\u{202e}"
-        );
-        assert_eq!(printable_lines("a\nb\r"), "a\nb\\r");
-        assert_eq!(printable("Grüße, 世界"), "Grüße, 世界");
     }
 }

@@ -14,6 +14,7 @@
 //! * A hostile change is bounded in builds, in time, in memory and in the length of what is said about it.
 
 mod compare;
+pub mod markdown;
 mod pairs;
 
 use std::{

@@ -10,6 +10,7 @@
 pub mod content;
 pub mod devices;
 pub mod fleets;
+pub mod previews;
 pub mod tenants;
 pub mod tokens;
 
@@ -32,6 +33,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         2,
         "git_hosts",
         include_str!("../migrations/0002_git_hosts.sql"),
+    ),
+    (
+        4,
+        "previews",
+        include_str!("../migrations/0004_previews.sql"),
     ),
 ];
 

@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod message;
 pub mod object;
 pub mod session;
+pub mod text;
 mod wire;
 
 pub use condition::{Condition, ConditionStatus};

@@ -113,29 +113,57 @@ impl Object {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// Its value for people: the values of a `Secret`'s `data` and `stringData` replaced by their sizes.
+    /// Its value for people: the values of a `Secret`'s `data` and `stringData` replaced by their sizes, also of one
+    /// inside of another object, such as a template's. What `kubectl` notes of earlier values is left out.
     pub fn redacted(&self) -> Value {
         let mut value = self.value();
-        if self.key.kind == "Secret" && self.key.api_version == "v1" {
-            for field in ["data", "stringData"] {
-                if let Some(Value::Object(members)) = value.get_mut(field) {
-                    for (name, secret) in members.iter_mut() {
-                        let size = secret.as_str().map_or(0, str::len);
-                        let digest = Digest::of_parts([
-                            self.key.to_string().as_bytes(),
-                            name.as_bytes(),
-                            secret.to_string().as_bytes(),
-                        ]);
-                        *secret =
-                            Value::String(format!("(redacted, {size} bytes, {})", digest.short()));
-                    }
+        redact(&mut value, &self.key);
+        value
+    }
+}
+
+/// Where `kubectl apply` keeps a copy of the whole object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+fn redact(value: &mut Value, object: &ObjectKey) {
+    match value {
+        Value::Object(members) => {
+            let is =
+                |name: &str, text: &str| members.get(name).and_then(Value::as_str) == Some(text);
+            let is_secret = is("kind", "Secret") && is("apiVersion", "v1");
+            members.remove(LAST_APPLIED);
+            for (name, member) in members.iter_mut() {
+                if is_secret && (name == "data" || name == "stringData") {
+                    hide(member, object);
+                } else {
+                    redact(member, object);
                 }
             }
-            if let Some(Value::Object(annotations)) = value.pointer_mut("/metadata/annotations") {
-                annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| redact(item, object)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Replaces values by what tells them apart and nothing else.
+fn hide(data: &mut Value, object: &ObjectKey) {
+    let hidden = |name: &str, secret: &Value| {
+        let size = secret.as_str().map_or(0, str::len);
+        let digest = Digest::of_parts([
+            object.to_string().as_bytes(),
+            name.as_bytes(),
+            secret.to_string().as_bytes(),
+        ]);
+        Value::String(format!("(redacted, {size} bytes, {})", digest.short()))
+    };
+    match data {
+        Value::Null => {}
+        Value::Object(members) => {
+            for (name, secret) in members.iter_mut() {
+                *secret = hidden(name, secret);
             }
         }
-        value
+        unusual => *unusual = hidden("", unusual),
     }
 }
 
@@ -212,5 +240,24 @@ mod tests {
             Object::from_value(&other).unwrap().redacted().to_string(),
             shown
         );
+    }
+
+    #[test]
+    fn redaction_finds_secrets_wherever_they_are() {
+        let annotated =
+            json!({"name": "a", "annotations": {LAST_APPLIED: "{\"hunter2\"}", "x": "y"}});
+        let objects = [
+            json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": annotated}),
+            json!({"kind": "Template", "apiVersion": "template.openshift.io/v1", "metadata": annotated,
+                   "objects": [{"kind": "Secret", "apiVersion": "v1", "stringData": {"p": "hunter2"}}]}),
+            json!({"kind": "Secret", "apiVersion": "v1", "metadata": annotated, "data": "hunter2"}),
+            json!({"kind": "Secret", "apiVersion": "v1", "metadata": annotated,
+                   "data": {"nested": {"odd": "hunter2"}}}),
+        ];
+        for object in objects {
+            let shown = Object::from_value(&object).unwrap().redacted().to_string();
+            assert!(!shown.contains("hunter2"), "{shown}");
+            assert!(shown.contains(r#""x":"y""#), "{shown}");
+        }
     }
 }

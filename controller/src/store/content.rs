@@ -213,11 +213,11 @@ async fn put(
     Ok(())
 }
 
-fn compress(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn compress(bytes: &[u8]) -> Vec<u8> {
     // In-memory compression at a valid level fails only when memory runs out, and then Rust aborts.
     zstd::bulk::compress(bytes, COMPRESSION).unwrap_or_default()
 }
 
-fn decompress(bytes: &[u8], column: &'static str) -> Result<Vec<u8>, StoreError> {
+pub(super) fn decompress(bytes: &[u8], column: &'static str) -> Result<Vec<u8>, StoreError> {
     zstd::stream::decode_all(bytes).map_err(|error| corrupt(column, &error.to_string()))
 }

@@ -3,6 +3,8 @@
 //! The same report is a comment on a pull request, the answer to a push, and what `longshore preview` prints.
 //! It names no value of a `Secret`, and is bounded: where something is left out, a count or a line says so.
 
+pub mod text;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{DeviceName, ObjectKey};
