@@ -13,6 +13,7 @@ mod error;
 mod fleets;
 mod git;
 mod health;
+mod previews;
 mod serve;
 mod tenants;
 mod tokens;
@@ -90,6 +91,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route(&below("/tokens"), get(tokens::list).post(tokens::create))
         .route(&below("/tokens/{token}"), delete(tokens::revoke))
         .route(&below("/devices"), get(devices::list))
+        .route(&below("/previews"), post(previews::create))
         .route(&below("/devices/{device}"), get(devices::show))
         .route(
             &below("/devices/{device}/manifests"),
@@ -103,6 +105,7 @@ pub fn router(api: Arc<Api>) -> Router {
         )
         .route(longshore_protocol::api::ENROLL_PATH, post(enroll::enroll))
         .layer(middleware::from_fn(body::bounded))
+        .route("/previews/{tenant}/{fleet}/{number}", get(previews::report))
         .route("/webhooks/{tenant}/{fleet}", post(webhooks::receive))
         .route("/git/{tenant}/{repo}/info/refs", get(git::advertise))
         .route(

@@ -25,7 +25,7 @@ use crate::{
     hosting::{self, repo},
     hub::Hub,
     metrics::Metrics,
-    preview::Engine,
+    preview::{Engine, Link, branch::BranchPreviews, pull_requests::Previews},
     reconcile::{Parts, Reconciler},
     secret::Keyring,
     source::{Observation, Source, git::GitError, mirror::Mirror},
@@ -42,7 +42,7 @@ struct Followed {
     source: Arc<Notify>,
     pull_requests: Arc<Notify>,
     branches: Branches,
-    preview: Engine,
+    previews: BranchPreviews,
     reconcile: Arc<Notify>,
     changes: watch::Sender<u64>,
     stop: CancellationToken,
@@ -67,6 +67,8 @@ pub struct Fleets {
     pub metrics: Arc<Metrics>,
     /// Runs.
     pub tasks: Tasks,
+    /// The public listener, as others reach it.
+    pub public_url: String,
     followed: Mutex<HashMap<FleetId, Followed>>,
 }
 
@@ -85,6 +87,7 @@ impl Fleets {
         hub: Arc<Hub>,
         metrics: Arc<Metrics>,
         tasks: Tasks,
+        public_url: String,
     ) -> Self {
         Self {
             data_dir,
@@ -95,6 +98,7 @@ impl Fleets {
             hub,
             metrics,
             tasks,
+            public_url,
             followed: Mutex::default(),
         }
     }
@@ -143,18 +147,22 @@ impl Fleets {
             source: source.poke.clone(),
             store: self.store.clone(),
         };
-        let preview = Engine::new(
-            self.store.clone(),
-            self.builds.clone(),
-            root.clone(),
-            fleet.id.clone(),
-        );
+        let previews = BranchPreviews {
+            engine: Engine::new(
+                self.store.clone(),
+                self.builds.clone(),
+                root.clone(),
+                fleet.id.clone(),
+            ),
+            mirror: mirror.clone(),
+            observation: observation.clone(),
+        };
         let reconcile: Arc<Notify> = Arc::default();
         let reconciler = Reconciler::new(Parts {
             fleet: fleet.id.clone(),
             root,
             mirror,
-            observation: observation.clone(),
+            observation,
             poke: reconcile.clone(),
             changes: changes.clone(),
             store: self.store.clone(),
@@ -166,7 +174,7 @@ impl Fleets {
             source: source.poke.clone(),
             pull_requests: Arc::default(),
             branches: branches.clone(),
-            preview,
+            previews: previews.clone(),
             reconcile,
             changes,
             stop: stop.clone(),
@@ -180,23 +188,7 @@ impl Fleets {
         let source = source.run(found, stop.clone()).instrument(span.clone());
         self.tasks.sound("a fleet's source", source);
         if let Some(forge) = forge {
-            let statuses = CommitStatuses {
-                fleet: fleet.id.clone(),
-                forge: forge.clone(),
-                observation,
-                store: self.store.clone(),
-            };
-            let statuses = statuses.run(stop.clone()).instrument(span.clone());
-            self.tasks.sound("a fleet's commit statuses", statuses);
-            let base = fleet.branch.clone();
-            let watch = Watch {
-                forge,
-                base,
-                interval: self.interval,
-                poke,
-            };
-            let watch = watch.run(listed, stop.clone()).instrument(span.clone());
-            self.tasks.sound("a fleet's pull requests", watch);
+            span.in_scope(|| self.follow_forge(fleet, &forge, previews, listed, poke, &stop));
         }
         let branches = branches.run(stop.clone()).instrument(span.clone());
         self.tasks.sound("a fleet's enrollment", branches);
@@ -205,6 +197,49 @@ impl Fleets {
             reconciler.run(stop).instrument(span),
         );
         Ok(())
+    }
+
+    /// Follows what a fleet's forge has, and tells it what is found.
+    fn follow_forge(
+        &self,
+        fleet: &Fleet,
+        forge: &Arc<dyn Forge>,
+        previews: BranchPreviews,
+        listed: watch::Sender<PullRequests>,
+        poke: Arc<Notify>,
+        stop: &CancellationToken,
+    ) {
+        let statuses = CommitStatuses {
+            fleet: fleet.id.clone(),
+            forge: forge.clone(),
+            observation: previews.observation.clone(),
+            store: self.store.clone(),
+        };
+        let previews = Previews {
+            fleet: fleet.id.clone(),
+            forge: forge.clone(),
+            mirror: previews.mirror,
+            observation: previews.observation,
+            pull_requests: listed.subscribe(),
+            engine: previews.engine,
+            store: self.store.clone(),
+            link: Link {
+                keyring: self.keyring.clone(),
+                public_url: self.public_url.clone(),
+            },
+        };
+        let watch = Watch {
+            forge: forge.clone(),
+            base: fleet.branch.clone(),
+            interval: self.interval,
+            poke,
+        };
+        let statuses = statuses.run(stop.clone()).in_current_span();
+        self.tasks.sound("a fleet's commit statuses", statuses);
+        let previews = previews.run(stop.clone()).in_current_span();
+        self.tasks.sound("a fleet's previews", previews);
+        let watch = watch.run(listed, stop.clone()).in_current_span();
+        self.tasks.sound("a fleet's pull requests", watch);
     }
 
     /// Follows a fleet no longer. Its mirror is deleted, and so is its repo where the controller hosts it.
@@ -267,7 +302,14 @@ impl Fleets {
     pub fn preview(&self, fleet: &FleetId) -> Option<Engine> {
         self.followed()
             .get(fleet)
-            .map(|followed| followed.preview.clone())
+            .map(|followed| followed.previews.engine.clone())
+    }
+
+    /// What previews a fleet's branches.
+    pub fn branch_previews(&self, fleet: &FleetId) -> Option<BranchPreviews> {
+        self.followed()
+            .get(fleet)
+            .map(|followed| followed.previews.clone())
     }
 
     /// The fleet's forge, where it is connected to one.

@@ -13,9 +13,12 @@
 //! * Trees are all it takes, never a working directory: a push that is not accepted yet is one, too.
 //! * A hostile change is bounded in builds, in time, in memory and in the length of what is said about it.
 
+pub mod branch;
 mod compare;
+mod link;
 pub mod markdown;
 mod pairs;
+pub mod pull_requests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use git2::Oid;
 use longshore_fleet::{
     Closures, InputKey, Problem, Reader, RepoPath, Tree, TreeError, closure::ClosureCache,
 };
@@ -34,6 +38,9 @@ use longshore_protocol::{
     },
 };
 
+use tokio::sync::Semaphore;
+
+pub use self::link::Link;
 use self::{
     compare::Comparison,
     pairs::{Scope, Side, scope},
@@ -44,6 +51,7 @@ use crate::{
         ensure::{Ended, EnsureError, Limits},
         outcome::{self, Outcome},
     },
+    source::{git::GitError, mirror::Mirror},
     store::{Store, StoreError, devices, fleets::FleetId},
 };
 
@@ -52,6 +60,11 @@ const LIMITS: Limits = Limits {
     builds: 5000,
     time: Duration::from_mins(10),
 };
+/// How many previews of one fleet are made at once; further ones wait.
+const AT_ONCE: usize = 2;
+/// What is said of a commit that cannot be merged.
+const CONFLICTS: &str =
+    "it conflicts with the tracked branch; this is what it changes since it branched off";
 /// How many problems are listed.
 const MAX_PROBLEMS: usize = 100;
 /// How long the line of a problem is at most, in characters.
@@ -69,6 +82,12 @@ pub enum PreviewError {
     /// The builds are more than they may be, or take too long.
     #[error(transparent)]
     Builds(#[from] EnsureError),
+    /// The repo does not have the branch.
+    #[error("the repo has no branch `{0}`; push it first")]
+    NoBranch(String),
+    /// Git failed.
+    #[error(transparent)]
+    Git(#[from] GitError),
     /// A task was cut off by the shutdown.
     #[error("the preview was cut off")]
     Cut,
@@ -82,6 +101,7 @@ pub struct Engine {
     root: RepoPath,
     fleet: FleetId,
     memory: Arc<Mutex<Memory>>,
+    places: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +128,33 @@ impl Engine {
             root,
             fleet,
             memory: Arc::default(),
+            places: Arc::new(Semaphore::new(AT_ONCE)),
         }
+    }
+
+    /// Where the fleet is in its repo.
+    pub fn root(&self) -> &RepoPath {
+        &self.root
+    }
+
+    /// What merging a commit into the tracked one would do; where they conflict, what it changes since it branched
+    /// off. The mirror has both.
+    ///
+    /// # Errors
+    /// Where it cannot be told; see [`PreviewError`].
+    pub async fn propose(
+        &self,
+        mirror: &Mirror,
+        tracked: Option<Oid>,
+        head: Oid,
+    ) -> Result<Report, PreviewError> {
+        let proposal = mirror.propose(tracked, head).await?;
+        let base = proposal.base.map(|base| base as Arc<dyn Tree>);
+        let mut report = self.preview(base, proposal.head).await?;
+        report.preview.base = tracked.map(|commit| commit.to_string());
+        report.preview.head = Some(head.to_string());
+        report.preview.note = proposal.conflicts.then(|| CONFLICTS.to_owned());
+        Ok(report)
     }
 
     /// What the change from `base` to `head` would do. Whoever asks knows the commits, and notes them.
@@ -122,6 +168,8 @@ impl Engine {
         base: Option<Arc<dyn Tree>>,
         head: Arc<dyn Tree>,
     ) -> Result<Report, PreviewError> {
+        // A closed semaphore would only mean that nobody has to wait.
+        let _place = self.places.acquire().await;
         let ids = self.ids().await?;
         let (memory, root) = (self.memory.clone(), self.root.clone());
         let identity = self.builds.identity().to_owned();

@@ -270,6 +270,7 @@ impl Serving {
             hub.clone(),
             metrics.clone(),
             tasks.clone(),
+            public_url.clone(),
         ));
         fleets.follow_all().await?;
 

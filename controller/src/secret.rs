@@ -53,6 +53,7 @@ pub enum SecretError {
 /// The master key, and what is derived from it.
 pub struct Keyring {
     device_tokens: [u8; 32],
+    links: [u8; 32],
     encryption: ChaCha20Poly1305,
 }
 
@@ -77,6 +78,7 @@ impl Keyring {
             .map_err(|_detail| SecretError::NotAKey)?;
         Ok(Self {
             device_tokens: mac(&master, b"longshore.dev/device-tokens/v1"),
+            links: mac(&master, b"longshore.dev/links/v1"),
             encryption: ChaCha20Poly1305::new(&mac(&master, b"longshore.dev/encryption/v1").into()),
         })
     }
@@ -96,6 +98,19 @@ impl Keyring {
         let expected = self.device_token(device, key);
         expected
             .expose_secret()
+            .as_bytes()
+            .ct_eq(presented.as_bytes())
+            .into()
+    }
+
+    /// The key of a link that opens `subject` for whoever was shown it.
+    pub fn link_key(&self, subject: &str) -> String {
+        hex::encode(mac(&self.links, subject.as_bytes()))
+    }
+
+    /// Whether `presented` is the key of the link to `subject`, in constant time.
+    pub fn is_link_key(&self, subject: &str, presented: &str) -> bool {
+        self.link_key(subject)
             .as_bytes()
             .ct_eq(presented.as_bytes())
             .into()
@@ -167,6 +182,17 @@ mod tests {
         assert!(!keyring.is_device_token(&two, key, token.expose_secret()));
         assert!(!keyring.is_device_token(&one, Digest::of(b"other"), token.expose_secret()));
         assert!(!keyring.is_device_token(&one, key, ""));
+    }
+
+    #[test]
+    fn a_link_opens_its_subject_only() {
+        let keyring = keyring();
+        let key = keyring.link_key("preview default/shops 7 abc");
+        assert!(keyring.is_link_key("preview default/shops 7 abc", &key));
+        assert!(!keyring.is_link_key("preview default/shops 8 abc", &key));
+        assert!(!keyring.is_link_key("preview default/shops 7 abc", ""));
+        let token = keyring.device_token(&DeviceId::from_random([1; 16]), Digest::of(b"key"));
+        assert!(!token.expose_secret().contains(&key));
     }
 
     #[test]

@@ -8,9 +8,11 @@ use axum::{
 use longshore_protocol::api::{PROBLEM_MEDIA_TYPE, Problem};
 
 use crate::{
+    builds::ensure::EnsureError,
     enrollment::{EnrollError, branches::BranchError},
     error::chain,
     forge::{ForgeError, connection::InvalidConnection},
+    preview::PreviewError,
     secret::SecretError,
     source::git::GitError,
     store::StoreError,
@@ -121,6 +123,25 @@ impl From<ForgeError> for ApiError {
             _ => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self::refused(status, chain(&error))
+    }
+}
+
+impl From<PreviewError> for ApiError {
+    fn from(error: PreviewError) -> Self {
+        match error {
+            PreviewError::NoBranch(_) => Self::refused(StatusCode::NOT_FOUND, error.to_string()),
+            PreviewError::Git(error) => error.into(),
+            PreviewError::Store(error) | PreviewError::Builds(EnsureError::Store(error)) => {
+                error.into()
+            }
+            PreviewError::Builds(error @ EnsureError::TooMany { .. }) => {
+                Self::refused(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+            }
+            PreviewError::Builds(error @ EnsureError::TooLong { .. }) => {
+                Self::refused(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
+            other @ (PreviewError::Tree(_) | PreviewError::Cut) => Self::internal(&other),
+        }
     }
 }
 

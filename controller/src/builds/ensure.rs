@@ -86,13 +86,11 @@ impl Builds {
                 limit: limits.builds,
             });
         }
-        let waited_for = stream::iter(missing.into_values())
-            .map(|wanted| async move {
-                let key = wanted.0.key;
-                self.wait_for(tenant, wanted)
-                    .await
-                    .map(|ended| (key, ended))
-            })
+        let waits: Vec<_> = missing
+            .into_values()
+            .map(|wanted| self.wait_for(tenant, wanted))
+            .collect();
+        let waited_for = stream::iter(waits)
             .buffer_unordered(limits.builds.max(1))
             .try_collect::<Vec<_>>();
         let fresh = tokio::time::timeout(limits.time, waited_for)
@@ -106,19 +104,20 @@ impl Builds {
         &self,
         tenant: &TenantName,
         (closure, tree): Wanted,
-    ) -> Result<Ended, StoreError> {
+    ) -> Result<(InputKey, Ended), StoreError> {
+        let key = closure.key;
         // A closed semaphore would only mean that nobody has to wait.
         let _place = self.waited_for.acquire().await;
         let done = Arc::new(Notify::new());
         loop {
             match self.start(tenant, &closure, &tree, &done) {
                 Standing::UnderWay | Standing::Failed { again: true, .. } => {}
-                Standing::Failed { message, .. } => return Ok(Ended::FailedNow(message)),
+                Standing::Failed { message, .. } => return Ok((key, Ended::FailedNow(message))),
             }
             done.notified().await;
-            let mut known = self.ended(tenant, &[closure.key]).await?;
-            if let Some(ended) = known.remove(&closure.key) {
-                return Ok(ended);
+            let mut known = self.ended(tenant, &[key]).await?;
+            if let Some(ended) = known.remove(&key) {
+                return Ok((key, ended));
             }
         }
     }

@@ -189,9 +189,10 @@ fn problems(title: &str, problems: &Problems) -> String {
         return String::new();
     }
     let lines = problems.lines.iter().take(MAX_PROBLEMS);
-    let lines: String = lines
+    let lines: Vec<_> = lines
         .map(|line| format!("<li>{}</li>\n", code(line)))
         .collect();
+    let lines = lines.concat();
     let count = usize::try_from(problems.count).unwrap_or(usize::MAX);
     let rest = match more(count, MAX_PROBLEMS) {
         rest if rest.is_empty() => rest,

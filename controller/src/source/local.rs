@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use git2::{Error, ErrorCode, ObjectType, Odb, Oid, Repository, Sort, Tree};
 
-use super::mirror::{ENROLL, ENROLL_BRANCHES, TRACKED};
+use super::mirror::{ENROLL, ENROLL_BRANCHES, PROPOSALS, TRACKED};
 
 /// How many objects are copied; more are for `git fetch`.
 const MAX_OBJECTS: usize = 2000;
@@ -90,7 +90,9 @@ fn present(mirror: &Repository) -> Result<BTreeMap<String, Oid>, Error> {
         let reference = reference?;
         if let Some(tip) = reference.target() {
             let name = String::from_utf8_lossy(reference.name_bytes()).into_owned();
-            present.insert(name, tip);
+            if !name.starts_with(PROPOSALS) {
+                present.insert(name, tip);
+            }
         }
     }
     Ok(present)

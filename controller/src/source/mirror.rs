@@ -1,7 +1,10 @@
 //! The controller's bare mirror of one fleet repo: read with git2, synchronized with the `git` program.
 //!
 //! Only the tracked branch and the enrollment branches are mirrored, below `refs/longshore/`. Commits of our own
-//! are made in the mirror and pushed; a push that loses a race is tried again after the next fetch.
+//! are made in the mirror and pushed; a push that loses a race is tried again after the next fetch. Commits that
+//! somebody proposes are brought by name ([`Mirror::fetch_proposal`]), for as long as they are proposed.
+
+mod proposal;
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +23,9 @@ use super::{
     tree::GitTree,
 };
 use crate::{error::chain, store::fleets::Fleet};
+
+pub(super) use proposal::PROPOSALS;
+pub use proposal::Proposal;
 
 pub(super) const TRACKED: &str = "refs/longshore/tracked";
 pub(super) const ENROLL: &str = "refs/longshore/enroll/";

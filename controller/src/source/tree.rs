@@ -28,6 +28,14 @@ impl GitTree {
         })
     }
 
+    /// The tree `root` itself, such as one that a merge made and no commit has.
+    pub fn at(repo: Repository, root: Oid) -> Self {
+        Self {
+            repo: Mutex::new(repo),
+            root,
+        }
+    }
+
     fn with<T>(
         &self,
         what: &str,

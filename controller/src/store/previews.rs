@@ -36,6 +36,12 @@ pub struct Told {
     pub status: Option<String>,
     /// The comment; once there was one, it is kept up to date.
     pub comment: Option<String>,
+    /// Whether that is all.
+    #[serde(default)]
+    pub done: bool,
+    /// Whether a build failed in a way that may pass, so that another try may find something else.
+    #[serde(default)]
+    pub may_pass: bool,
 }
 
 #[derive(FromRow)]

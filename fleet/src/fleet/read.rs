@@ -8,7 +8,7 @@ use std::{
 use longshore_protocol::DeviceName;
 
 use super::{
-    DeviceSpec, Fleet,
+    DeviceSpec, Fleet, FleetSettings,
     device::{self, DeviceFile},
     settings,
 };
@@ -201,7 +201,17 @@ impl Reader {
     }
 }
 
-fn read_settings(tree: &dyn Tree, root: &RepoPath) -> Result<super::FleetSettings, FleetError> {
+impl FleetSettings {
+    /// What `fleet.yaml` says, without reading the devices.
+    ///
+    /// # Errors
+    /// Where it is missing or wrong, or where the tree cannot be read.
+    pub fn read(tree: &dyn Tree, root: &RepoPath) -> Result<Self, FleetError> {
+        read_settings(tree, root)
+    }
+}
+
+fn read_settings(tree: &dyn Tree, root: &RepoPath) -> Result<FleetSettings, FleetError> {
     let path = root.join("fleet.yaml");
     let invalid = |error: &YamlError| FleetError::Invalid(Problem::yaml(&path, error));
     let entry = tree

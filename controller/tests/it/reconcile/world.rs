@@ -385,6 +385,7 @@ fn start(
         hub.clone(),
         metrics.clone(),
         tasks.clone(),
+        "https://longshore.example".to_owned(),
     );
     (Arc::new(fleets), tasks)
 }
