@@ -12,6 +12,7 @@ use longshore_protocol::{
         CreatedToken, Device, DeviceManifests, Fleet, List, Problem, Revision, Status, Tenant,
         Token,
         connection::{Connect, Connection},
+        preview::{CreatePreview, Preview},
     },
 };
 use reqwest::{Certificate, Client, Method, Response, StatusCode, header::AUTHORIZATION};
@@ -26,6 +27,8 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_mins(1);
+/// How long a preview may take: its overlays are built while we wait.
+const PREVIEW_TIMEOUT: Duration = Duration::from_mins(15);
 
 /// A controller, asked as one tenant.
 #[derive(Debug)]
@@ -49,8 +52,7 @@ impl Api {
         let mut builder = Client::builder()
             .user_agent(concat!("longshore/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(TIMEOUT);
+            .connect_timeout(CONNECT_TIMEOUT);
         if is_loopback(&settings.server) {
             builder = builder.no_proxy();
         }
@@ -232,6 +234,18 @@ impl Api {
         self.json(Method::GET, url, NOTHING).await
     }
 
+    pub(crate) async fn preview(
+        &self,
+        fleet: &FleetName,
+        body: &CreatePreview,
+    ) -> Result<Preview, Error> {
+        let url = self.of_fleet(fleet, &["previews"])?;
+        let response = self
+            .send(Method::POST, url, Some(body), PREVIEW_TIMEOUT)
+            .await?;
+        self.read(response).await
+    }
+
     fn url(&self, segments: &[&str]) -> Result<Url, Error> {
         let mut url = self.settings.server.clone();
         url.path_segments_mut()
@@ -256,7 +270,11 @@ impl Api {
         url: Url,
         body: Option<&impl Serialize>,
     ) -> Result<T, Error> {
-        let response = self.send(method, url, body).await?;
+        let response = self.send(method, url, body, TIMEOUT).await?;
+        self.read(response).await
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, Error> {
         let bytes = response
             .bytes()
             .await
@@ -274,7 +292,7 @@ impl Api {
         url: Url,
         body: Option<&impl Serialize>,
     ) -> Result<(), Error> {
-        self.send(method, url, body).await.map(drop)
+        self.send(method, url, body, TIMEOUT).await.map(drop)
     }
 
     /// The answer, where it is a success.
@@ -283,12 +301,14 @@ impl Api {
         method: Method,
         url: Url,
         body: Option<&impl Serialize>,
+        timeout: Duration,
     ) -> Result<Response, Error> {
         let asked = format!("{method} {url}");
         let mut request = self
             .client
             .request(method, url)
-            .header(AUTHORIZATION, self.settings.bearer());
+            .header(AUTHORIZATION, self.settings.bearer())
+            .timeout(timeout);
         if let Some(body) = body {
             request = request.json(body);
         }

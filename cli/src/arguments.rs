@@ -33,7 +33,8 @@ Examples:
   longshore tokens create --label rollout    get the command that joins a device
   longshore devices list --state pending     who waits for approval
   longshore devices approve store-0001       let a device in
-  longshore diff store-0001                  what a commit would change on it";
+  longshore diff store-0001                  what a commit would change on it
+  longshore preview new-page                 what merging a branch would change on every device";
 
 /// The operator's command line for Longshore, the GitOps control plane for fleets of edge devices.
 ///
@@ -170,6 +171,8 @@ pub enum Command {
     Render(commands::render::Render),
     /// Compare what a working tree gives a device with what it should run now
     Diff(commands::diff::Diff),
+    /// Tell what merging a branch would do to each device of the fleet
+    Preview(commands::preview::Preview),
     /// Print a shell's completion script
     #[command(
         after_help = "Examples:\n  longshore completions bash > /etc/bash_completion.d/longshore\n  source <(longshore completions zsh)"

@@ -45,6 +45,7 @@ pub async fn run(cli: Cli) -> Result<Exit, Error> {
         Command::Tenants(command) => commands::tenants::run(&context, command).await,
         Command::Render(arguments) => commands::render::run(&context, &arguments).await,
         Command::Diff(arguments) => commands::diff::run(&context, &arguments).await,
+        Command::Preview(arguments) => commands::preview::run(&context, &arguments).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "longshore", &mut script);

@@ -33,6 +33,7 @@ fn of_each_command() {
         "init",
         "render",
         "diff",
+        "preview",
         "fleets",
         "fleets add",
         "fleets connect",

@@ -13,3 +13,4 @@ mod fleet_repo;
 mod harness;
 mod help;
 mod operate;
+mod preview;
