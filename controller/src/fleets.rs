@@ -28,7 +28,7 @@ use crate::{
     preview::{Engine, Link, branch::BranchPreviews, pull_requests::Previews},
     reconcile::{Parts, Reconciler},
     secret::Keyring,
-    source::{Observation, Source, git::GitError, mirror::Mirror},
+    source::{Observation, Source, access::Credential, git::GitError, mirror::Mirror},
     store::{
         Store, StoreError,
         fleets::{self, Fleet, FleetId},
@@ -120,11 +120,11 @@ impl Fleets {
         let directory = self.mirror_directory(fleet);
         let located = self.located(fleet);
         let fleet = &located;
-        let mirror = Mirror::open(directory, fleet).await?;
+        let (forge, credential) = self.connection(fleet);
+        let mirror = Mirror::open(directory, fleet, credential).await?;
         let local = fleet.trusted.then(|| local_path(&fleet.repo)).flatten();
         let (found, observation) = watch::channel(Observation::default());
         let (listed, pull_requests) = watch::channel(PullRequests::default());
-        let forge = self.forge(fleet);
         let changes = watch::Sender::new(0);
         let stop = self.tasks.shutdown.child_token();
         let source = Source {
@@ -312,19 +312,23 @@ impl Fleets {
             .map(|followed| followed.previews.clone())
     }
 
-    /// The fleet's forge, where it is connected to one.
-    fn forge(&self, fleet: &Fleet) -> Option<Arc<dyn Forge>> {
-        let connection = match Connection::unseal(&self.keyring, fleet) {
-            Ok(connection) => connection?,
-            Err(error) => {
+    /// The fleet's forge, and what Git presents to its repo, where it is connected.
+    fn connection(&self, fleet: &Fleet) -> (Option<Arc<dyn Forge>>, Option<Credential>) {
+        let opened = Connection::unseal(&self.keyring, fleet).map(|connection| {
+            let connection = connection?;
+            let forge = connection.open().unwrap_or_else(|error| {
+                error!(fleet = %fleet.id, error = %chain(&error), "followed without its forge; connect it again");
+                None
+            });
+            let credential = connection.credential(&fleet.repo, forge.as_ref());
+            Some((forge, credential))
+        });
+        opened
+            .unwrap_or_else(|error| {
                 error!(fleet = %fleet.id, error = %chain(&error), "followed without its connection; connect it again");
-                return None;
-            }
-        };
-        connection.open().unwrap_or_else(|error| {
-            error!(fleet = %fleet.id, error = %chain(&error), "followed without its forge; connect it again");
-            None
-        })
+                None
+            })
+            .unwrap_or_default()
     }
 
     fn mirror_directory(&self, fleet: &Fleet) -> PathBuf {

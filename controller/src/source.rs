@@ -13,6 +13,7 @@
 //! jittered, failures back off, and a host that wants fewer calls (`429`, `503`) is left alone for as long as it
 //! says. A poke does not shorten that pause, and is not lost: it makes the next fetch come right after it.
 
+pub mod access;
 pub mod git;
 mod local;
 pub mod mirror;

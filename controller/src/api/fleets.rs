@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     clock,
+    forge::repository::is_loopback,
     hosting::repo,
     secret,
     store::{
@@ -113,28 +114,33 @@ fn check(request: &CreateFleet, trusted: bool) -> Result<(), ApiError> {
 /// Checks where a repo is.
 fn check_repo(repo: &str, trusted: bool) -> Result<(), ApiError> {
     let refuse = |detail: String| Err(ApiError::refused(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    // Over ssh, a tenant's fleet is fetched once it has a key of its own.
     let allowed: &[&str] = if trusted {
         &["https://", "ssh://", "file://", "/"]
     } else {
-        &["https://"]
+        &["https://", "ssh://"]
     };
+    let is_local_http = trusted
+        && url::Url::parse(repo).is_ok_and(|url| url.scheme() == "http" && is_loopback(&url));
     let scp_like = trusted
         && repo.split_once(':').is_some_and(|(host, path)| {
             host.contains('@') && !host.contains('/') && !host.starts_with('-') && !path.is_empty()
         });
-    if !scp_like && !allowed.iter().any(|prefix| repo.starts_with(prefix)) {
+    if !scp_like && !is_local_http && !allowed.iter().any(|prefix| repo.starts_with(prefix)) {
         return refuse(if trusted {
             format!("`{repo}` must be an absolute path or an https, ssh or file URL")
         } else {
-            format!("`{repo}` must be an https URL; only an administrator may add other repos")
+            format!(
+                "`{repo}` must be an https or ssh URL; only an administrator may add other repos"
+            )
         });
     }
     let has_secret = |url: url::Url| {
-        url.password().is_some() || url.scheme() == "https" && !url.username().is_empty()
+        url.password().is_some() || url.scheme() != "ssh" && !url.username().is_empty()
     };
     if url::Url::parse(repo).is_ok_and(has_secret) {
         return refuse(
-            "the repo's URL holds a credential, and would be shown; use Git's credential helpers"
+            "the repo's URL holds a credential, and would be shown; give it with `longshore fleets connect`"
                 .to_owned(),
         );
     }

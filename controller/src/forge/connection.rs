@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::{
-    Forge,
+    Forge, GitLogin,
     client::Client,
     gitea::Gitea,
     github::GitHub,
@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     secret::{Keyring, SecretError},
+    source::access::Credential,
     store::fleets::{Fleet, FleetId},
 };
 
@@ -146,6 +147,31 @@ impl Connection {
     /// The forge, ready to be asked.
     pub fn open(&self) -> Result<Option<Arc<dyn Forge>>, InvalidConnection> {
         self.forge.as_ref().map(ForgeSettings::open).transpose()
+    }
+
+    /// What Git presents to the fleet's repo: the credential that is for it, or the forge's where the repo is there.
+    pub fn credential(&self, repo: &str, forge: Option<&Arc<dyn Forge>>) -> Option<Credential> {
+        match &self.git {
+            Some(GitCredential::Password { username, password }) => {
+                Some(Credential::Password(GitLogin {
+                    username: username.clone(),
+                    password: password.expose().into(),
+                }))
+            }
+            Some(GitCredential::Ssh {
+                private_key,
+                known_hosts,
+            }) => Some(Credential::Ssh {
+                private_key: private_key.expose().into(),
+                known_hosts: known_hosts.clone(),
+            }),
+            None => {
+                let remote = Remote::of(repo)?;
+                let is_there = self.forge.as_ref()?.is_at(&remote.host);
+                let may_present = is_there && remote.transport != Transport::Ssh;
+                may_present.then(|| forge.cloned().map(Credential::Forge))?
+            }
+        }
     }
 
     /// It without its secrets.

@@ -3,15 +3,20 @@
 //! It speaks version 2 of Git's protocol, in which a fetch is conditional by itself: the client asks for the few
 //! refs that it wants, and where they are what it has, that was all.
 
-use std::{ffi::OsStr, path::Path, process::Stdio, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::Command,
 };
 
-use super::throttle;
-use crate::{clock, process_group::Group};
+use super::{access::Access, throttle};
+use crate::{clock, forge::ForgeError, process_group::Group};
 
 /// A fetch or push that takes longer is ended.
 pub(super) const DEADLINE: Duration = Duration::from_mins(2);
@@ -48,6 +53,18 @@ pub enum GitError {
         /// The last lines that it printed.
         message: String,
     },
+    /// The repo is reached over ssh, and nothing of the controller's own may be used.
+    #[error(
+        "the repo's URL is for ssh, and the fleet has no key; give it one with `longshore fleets connect FLEET git \
+         --ssh-key-file FILE --known-hosts-file FILE`"
+    )]
+    NoKey,
+    /// The key cannot be laid where Git finds it.
+    #[error("the SSH key cannot be written for git")]
+    Key(#[source] std::io::Error),
+    /// The forge gives no login.
+    #[error("the forge gives no login for git")]
+    Login(#[source] ForgeError),
     /// The mirror cannot be read or written.
     #[error("the mirror of the repo failed")]
     Mirror(#[from] git2::Error),
@@ -82,15 +99,6 @@ fn until(retry_after: Option<Duration>) -> String {
         .unwrap_or_default()
 }
 
-/// How Git reaches a remote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trust {
-    /// A repo that an administrator added: local paths, and the controller's own credentials.
-    Administrator,
-    /// A repo that a tenant added: https only, and no credentials of ours.
-    Tenant,
-}
-
 /// Runs `git` in the bare repo `directory`.
 ///
 /// The program gets an environment without our secrets, may not ask questions, and is killed with the future.
@@ -99,7 +107,7 @@ pub enum Trust {
 /// [`GitError::Refused`] carries what it printed.
 pub async fn run<S: AsRef<OsStr>>(
     directory: &Path,
-    trust: Trust,
+    access: &Access,
     arguments: impl IntoIterator<Item = S>,
 ) -> Result<String, GitError> {
     let arguments: Vec<_> = arguments
@@ -124,8 +132,10 @@ pub async fn run<S: AsRef<OsStr>>(
         "-c",
         "protocol.version=2",
     ]);
-    if trust == Trust::Tenant {
-        // Nothing of the controller's own may speak for a tenant: no helpers, no netrc, no configuration.
+    let presented = access.present(directory).await?;
+    let is_isolated = access.is_isolated();
+    if is_isolated {
+        // Nothing of the controller's own may speak for the fleet: no helpers, no netrc, no configuration.
         command.args([
             "-c",
             "credential.helper=",
@@ -139,34 +149,32 @@ pub async fn run<S: AsRef<OsStr>>(
         .env_clear()
         .envs(std::env::vars_os().filter(|(name, _)| {
             let name = name.to_string_lossy();
-            [
-                "PATH",
-                "HOME",
-                "SSH_AUTH_SOCK",
-                "TMPDIR",
-                "SSL_CERT_FILE",
-                "SSL_CERT_DIR",
-            ]
-            .contains(&&*name)
+            ["PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"].contains(&&*name)
+                || name == "SSH_AUTH_SOCK" && !is_isolated
                 || name.to_ascii_lowercase().ends_with("_proxy")
         }))
         .env("GIT_DIR", directory)
-        .envs(match trust {
-            Trust::Administrator => Vec::new(),
-            Trust::Tenant => vec![
-                ("HOME", directory.as_os_str()),
-                ("GIT_CONFIG_NOSYSTEM", OsStr::new("1")),
-                ("GIT_CONFIG_GLOBAL", OsStr::new("/dev/null")),
-            ],
-        })
+        .envs(
+            is_isolated
+                .then(|| {
+                    [
+                        ("HOME", directory.as_os_str()),
+                        ("GIT_CONFIG_NOSYSTEM", OsStr::new("1")),
+                        ("GIT_CONFIG_GLOBAL", OsStr::new("/dev/null")),
+                    ]
+                })
+                .into_iter()
+                .flatten(),
+        )
+        .envs(authorities())
         .env("GIT_TERMINAL_PROMPT", "0")
         .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
-        .env(
-            "GIT_ALLOW_PROTOCOL",
-            match trust {
-                Trust::Administrator => "file:https:ssh",
-                Trust::Tenant => "https",
-            },
+        .env("GIT_ALLOW_PROTOCOL", access.protocols())
+        .envs(
+            presented
+                .environment
+                .iter()
+                .map(|(name, value)| (name, value)),
         )
         .envs(throttle::TRACE)
         .env("LC_ALL", "C")
@@ -191,7 +199,18 @@ pub async fn run<S: AsRef<OsStr>>(
     if status.map_err(GitError::Start)?.success() {
         return Ok(stdout);
     }
+    let [stdout, stderr] = [stdout, stderr].map(|text| presented.without_secrets(text));
     Err(failure(operation, &stdout, &stderr))
+}
+
+/// The certificates that all of the controller's connections trust, in Git's words for them.
+fn authorities() -> impl Iterator<Item = (&'static str, OsString)> {
+    [
+        ("GIT_SSL_CAINFO", "SSL_CERT_FILE"),
+        ("GIT_SSL_CAPATH", "SSL_CERT_DIR"),
+    ]
+    .into_iter()
+    .filter_map(|(git, ours)| Some((git, std::env::var_os(ours)?)))
 }
 
 /// Why the program failed, by what it printed.

@@ -18,7 +18,8 @@ use longshore_protocol::DeviceName;
 use tracing::{debug, warn};
 
 use super::{
-    git::{self, GitError, Trust},
+    access::{self, Access, Credential, Trust},
+    git::{self, GitError},
     local,
     tree::GitTree,
 };
@@ -67,26 +68,26 @@ pub struct Mirror {
     directory: Arc<Path>,
     remote: String,
     branch: String,
-    trust: Trust,
+    access: Access,
 }
 
 impl Mirror {
     /// The mirror in `directory`, made if it is not there.
-    pub async fn open(directory: PathBuf, fleet: &Fleet) -> Result<Self, GitError> {
+    pub async fn open(
+        directory: PathBuf,
+        fleet: &Fleet,
+        credential: Option<Credential>,
+    ) -> Result<Self, GitError> {
         let mirror = Self {
             directory: directory.into(),
             remote: fleet.repo.clone(),
             branch: fleet.branch.clone(),
-            trust: if fleet.trusted {
-                Trust::Administrator
-            } else {
-                Trust::Tenant
-            },
+            access: Access::new(fleet, credential),
         };
         mirror
             .blocking(|mirror| {
                 if mirror.directory.join("HEAD").exists() {
-                    return Ok(());
+                    return access::clean(&mirror.directory).map_err(GitError::Key);
                 }
                 let options = &mut RepositoryInitOptions::new();
                 options.bare(true).mkpath(true).external_template(false);
@@ -134,7 +135,7 @@ impl Mirror {
     /// Takes the shortcut of [`local`] where the repo is on this machine. Returns whether that did it.
     async fn bring_local(&self) -> bool {
         let path = PathBuf::from(&self.remote);
-        if self.trust != Trust::Administrator || !path.is_absolute() {
+        if self.access.trust != Trust::Administrator || !path.is_absolute() {
             return false;
         }
         let brought = self
@@ -159,7 +160,7 @@ impl Mirror {
             "--",
             &self.remote,
         ];
-        git::run(&self.directory, self.trust, arguments.iter().chain(refs)).await?;
+        git::run(&self.directory, &self.access, arguments.iter().chain(refs)).await?;
         Ok(())
     }
 
@@ -341,7 +342,7 @@ impl Mirror {
             &self.remote,
             &refspec,
         ];
-        git::run(&self.directory, self.trust, arguments).await?;
+        git::run(&self.directory, &self.access, arguments).await?;
         Ok(())
     }
 

@@ -1,7 +1,9 @@
 //! What the controller asks of Git hosts, and what it makes of their answers.
 
 mod contract;
+mod gitea;
 mod github;
+mod gitlab;
 mod server;
 
 use std::sync::LazyLock;

@@ -1,5 +1,6 @@
 //! Sources and mirrors, against real repos and the real `git`.
 
+mod access;
 mod mirror;
 mod tree;
 mod watching;
@@ -31,7 +32,7 @@ impl Mirrored {
             trusted,
             ..crate::store::samples::fleet("default", "shops")
         };
-        let mirror = Mirror::open(directory.path().join("m.git"), &fleet)
+        let mirror = Mirror::open(directory.path().join("m.git"), &fleet, None)
             .await
             .unwrap();
         Self { mirror, directory }
