@@ -9,8 +9,8 @@ use longshore_protocol::{
     DeviceName, FleetName, TenantName, TokenId,
     api::{
         ConfirmRemovals, CreateFleet, CreateTenant, CreateToken, CreatedFleet, CreatedTenant,
-        CreatedToken, Device, DeviceManifests, Fleet, List, Problem, Revision, Status, Tenant,
-        Token,
+        CreatedToken, Device, DeviceManifests, Fleet, List, Problem, Revision, RotateWebhookSecret,
+        RotatedWebhookSecret, Status, Tenant, Token,
         connection::{Connect, Connection},
         preview::{CreatePreview, Preview},
     },
@@ -153,6 +153,19 @@ impl Api {
     pub(crate) async fn sync(&self, fleet: &FleetName) -> Result<(), Error> {
         self.done(Method::POST, self.of_fleet(fleet, &["sync"])?, NOTHING)
             .await
+    }
+
+    pub(crate) async fn rotate_webhook_secret(
+        &self,
+        fleet: &FleetName,
+        body: &RotateWebhookSecret,
+    ) -> Result<RotatedWebhookSecret, Error> {
+        self.json(
+            Method::POST,
+            self.of_fleet(fleet, &["webhook", "rotate"])?,
+            Some(body),
+        )
+        .await
     }
 
     pub(crate) async fn confirm_removals(

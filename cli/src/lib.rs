@@ -16,6 +16,7 @@ mod api;
 mod arguments;
 mod commands;
 mod confirm;
+mod duration;
 mod error;
 pub mod output;
 pub mod settings;

@@ -26,12 +26,10 @@ use axum::{
     routing::{delete, get, post},
 };
 
-use tokio::sync::Semaphore;
-
 pub use self::{
     error::ApiError,
     serve::{Accepting, Peer, serve},
-    webhooks::MAX_AT_ONCE as MAX_WEBHOOKS,
+    webhooks::Webhooks,
 };
 use crate::{
     certificates::Certificates, enrollment::Enrollment, fleets::Fleets, hosting::Hosting, hub::Hub,
@@ -57,8 +55,8 @@ pub struct Api {
     pub certificates: Arc<Certificates>,
     /// Counts.
     pub metrics: Arc<Metrics>,
-    /// Bounds how many webhooks' bodies are read at once.
-    pub webhook_bodies: Semaphore,
+    /// What is remembered between webhook calls.
+    pub webhooks: Webhooks,
     /// The address of the public listener, as devices reach it.
     pub public_url: String,
     /// The program that renders, and its version.
@@ -87,6 +85,7 @@ pub fn router(api: Arc<Api>) -> Router {
         )
         .route(&below("/sync"), post(fleets::sync))
         .route(&below("/removals/confirm"), post(fleets::confirm_removals))
+        .route(&below("/webhook/rotate"), post(webhooks::rotate))
         .route(&below("/revisions"), get(fleets::revisions))
         .route(&below("/tokens"), get(tokens::list).post(tokens::create))
         .route(&below("/tokens/{token}"), delete(tokens::revoke))

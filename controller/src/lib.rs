@@ -30,6 +30,7 @@ pub mod hub;
 pub mod metrics;
 pub mod preview;
 mod process_group;
+pub mod rate;
 pub mod reconcile;
 pub mod rollout;
 pub mod run;

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
@@ -34,8 +34,8 @@ pub struct Metrics {
     pub enrollments: Counter,
     /// Enrollment calls that were refused.
     pub enrollments_refused: Counter,
-    /// Webhook calls that were verified.
-    pub webhooks: Counter,
+    /// Webhook calls by host and outcome.
+    pub webhooks: Family<[(&'static str, &'static str); 2], Counter>,
     /// Resident memory of the process, in bytes.
     resident_memory: Gauge<f64, AtomicU64>,
 }
@@ -61,7 +61,7 @@ impl Default for Metrics {
             manifest_bytes: Counter::default(),
             enrollments: Counter::default(),
             enrollments_refused: Counter::default(),
-            webhooks: Counter::default(),
+            webhooks: Family::default(),
             resident_memory: Gauge::default(),
         };
         registry.register(
@@ -109,7 +109,7 @@ impl Default for Metrics {
         );
         registry.register(
             "webhooks",
-            "Verified webhook calls",
+            "Webhook calls by host and outcome",
             metrics.webhooks.clone(),
         );
         registry.register(

@@ -17,7 +17,6 @@ use secrecy::ExposeSecret as _;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::Semaphore,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -316,7 +315,7 @@ impl Serving {
             keyring,
             certificates: certificates.clone(),
             metrics,
-            webhook_bodies: Semaphore::new(api::MAX_WEBHOOKS),
+            webhooks: api::Webhooks::default(),
             public_url: public_url.clone(),
             renderer: description,
         }));

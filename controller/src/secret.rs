@@ -11,6 +11,7 @@
 
 use std::path::Path;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use chacha20poly1305::{
     ChaCha20Poly1305, KeyInit, Nonce,
     aead::{Aead, Payload},
@@ -29,6 +30,13 @@ const NONCE_BYTES: usize = 12;
 pub fn generate(prefix: &str) -> SecretString {
     let random: [u8; 20] = rand::random();
     format!("{prefix}{}", hex::encode(random)).into()
+}
+
+/// A new secret for webhooks, in the form of the Standard Webhooks specification: `whsec_` and a key in Base64. GitLab
+/// takes only that form for what it signs with; for all others it is a text like any other.
+pub fn generate_for_webhooks() -> SecretString {
+    let random: [u8; 32] = rand::random();
+    format!("whsec_{}", BASE64.encode(random)).into()
 }
 
 /// What is stored of a secret.

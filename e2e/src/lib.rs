@@ -29,6 +29,7 @@ pub mod process;
 pub mod programs;
 pub mod repo;
 pub mod wait;
+pub mod webhook;
 pub mod world;
 
 pub use agent::Agent;

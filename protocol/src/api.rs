@@ -169,6 +169,27 @@ pub struct CreatedFleet {
     pub webhook_secret: String,
 }
 
+/// `POST /api/v1/tenants/{tenant}/fleets/{fleet}/webhook/rotate`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RotateWebhookSecret {
+    /// For how long the secret in force until now holds too; a day where absent, at most 30 days.
+    #[serde(default)]
+    pub overlap_seconds: Option<u64>,
+}
+
+/// The answer to [`RotateWebhookSecret`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RotatedWebhookSecret {
+    /// The path of the webhook on the public listener.
+    pub webhook_path: String,
+    /// The webhook's new secret. Shown this once.
+    pub webhook_secret: String,
+    /// Until when the one before holds too.
+    pub webhook_secret_before_until: u64,
+}
+
 /// A fleet, and how it does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

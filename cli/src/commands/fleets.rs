@@ -1,6 +1,7 @@
 //! `longshore fleets`: the Git repos that the controller follows.
 
 mod connect;
+mod webhook;
 
 use std::path::{Path, absolute};
 
@@ -73,6 +74,15 @@ Examples:
         /// The fleet
         fleet: FleetName,
     },
+    /// Make a new secret for the webhook; the one in force until now holds for a while too
+    #[command(after_help = "\
+Give the new secret to the Git host before the old one ends. Rotating again ends the old one
+at once, and what was new holds for the overlap.
+
+Examples:
+  longshore fleets rotate-webhook-secret shops
+  longshore fleets rotate-webhook-secret shops --overlap 1s   # the old one is known to others")]
+    RotateWebhookSecret(webhook::Rotate),
     /// Let the removals happen that the mass-removal guard holds
     #[command(after_help = "\
 A commit that would decommission or empty many devices at once is held until somebody
@@ -167,6 +177,7 @@ pub(crate) async fn run(context: &Context, command: Fleets) -> Result<Exit, Erro
             ));
             Ok(Exit::Success)
         }
+        Fleets::RotateWebhookSecret(arguments) => webhook::rotate(context, &api, arguments).await,
         Fleets::ConfirmRemovals { fleet, revision } => {
             let body = ConfirmRemovals {
                 revision: revision.clone(),
@@ -213,7 +224,7 @@ async fn add(context: &Context, api: &Api, arguments: Add) -> Result<Exit, Error
                 ("Path", Some(fleet.path.clone())),
                 (
                     "Webhook URL",
-                    (!hosted).then(|| webhook_url(api, webhook_path)),
+                    (!hosted).then(|| webhook::url(api, webhook_path)),
                 ),
                 ("Webhook secret", (!hosted).then(|| webhook_secret.clone())),
             ])
@@ -243,10 +254,6 @@ fn next_steps(fleet: &Fleet) -> String {
          git config --global http.{server}.sslCAInfo FILE   # ca.pem of the controller's data directory",
         server = repo.split("/git/").next().unwrap_or_default()
     )
-}
-
-fn webhook_url(api: &Api, path: &str) -> String {
-    format!("{}{path}", api.server().as_str().trim_end_matches('/'))
 }
 
 /// The repo as the controller takes it: a URL, or an absolute path.

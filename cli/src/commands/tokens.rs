@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use jiff::{Span, SpanRelativeTo, Timestamp};
+use jiff::Timestamp;
 use longshore_protocol::{
     DeviceName, TokenId,
     api::{Approval, CreateToken, CreatedToken, Token},
@@ -14,6 +14,7 @@ use super::{Context, fleet};
 use crate::{
     Error, Exit,
     api::Api,
+    duration::duration,
     output::{Format, Table, say, write},
     text,
 };
@@ -213,21 +214,6 @@ fn state(token: &Token, now: Timestamp) -> &'static str {
     }
 }
 
-/// `90m`, `24h`, `7d`, `2 weeks`: days of 24 hours.
-fn duration(text: &str) -> Result<Duration, String> {
-    let hint = "give a length of time such as `90m`, `24h` or `7d`";
-    let span: Span = text.parse().map_err(|_detail| hint.to_owned())?;
-    let length = span
-        .to_duration(SpanRelativeTo::days_are_24_hours())
-        .map_err(|_detail| hint.to_owned())?;
-    let length = Duration::try_from(length).map_err(|_negative| hint.to_owned())?;
-    if length.as_secs() == 0 {
-        Err("must be at least one second".to_owned())
-    } else {
-        Ok(length)
-    }
-}
-
 fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -238,23 +224,6 @@ fn label(text: &str) -> Result<(String, String), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations() {
-        let cases = [
-            ("24h", 86_400),
-            ("7d", 604_800),
-            ("90m", 5400),
-            ("2w", 1_209_600),
-            ("1h 30m", 5400),
-        ];
-        for (text, seconds) in cases {
-            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
-        }
-        for bad in ["", "24", "soon", "-1h", "0s", "1 month"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn words_of_a_shell() {

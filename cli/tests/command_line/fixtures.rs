@@ -6,7 +6,8 @@ use longshore_protocol::{
     Condition, DeviceId, Digest, Generation, TokenId,
     api::{
         Approval, CreatedFleet, CreatedTenant, CreatedToken, Device, DeviceCounts, DeviceDesired,
-        DeviceObserved, DeviceState, Fleet, HeldRemoval, List, Revision, Tenant, Token,
+        DeviceObserved, DeviceState, Fleet, HeldRemoval, List, Revision, RotatedWebhookSecret,
+        Tenant, Token,
     },
     message::Phase,
 };
@@ -120,6 +121,11 @@ pub fn controller() -> Controller {
         webhook_path: "/webhooks/default/shops".into(),
         webhook_secret: "whs-a-secret".into(),
     };
+    let rotated = RotatedWebhookSecret {
+        webhook_path: "/webhooks/default/shops".into(),
+        webhook_secret: "whs-the-next".into(),
+        webhook_secret_before_until: ago(5),
+    };
     let pending = device("store-0002", DeviceState::Pending);
     Controller::start([
         answer("GET fleets", 200, &list([fleet("shops")])),
@@ -127,6 +133,7 @@ pub fn controller() -> Controller {
         answer("GET fleets/shops", 200, &fleet("shops")),
         answer("DELETE fleets/shops", 204, &Value::Null),
         answer("POST fleets/shops/sync", 202, &Value::Null),
+        answer("POST fleets/shops/webhook/rotate", 200, &rotated),
         answer("POST fleets/shops/removals/confirm", 202, &Value::Null),
         answer(
             "GET fleets/shops/tokens",

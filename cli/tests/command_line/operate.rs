@@ -104,6 +104,32 @@ fn adding_a_fleet_prints_the_webhook_once() {
 }
 
 #[test]
+fn a_new_webhook_secret_is_printed_once() {
+    let controller = controller();
+    let url = format!("https://{}/webhooks/default/shops", controller.address);
+    controller
+        .run("fleets rotate-webhook-secret shops")
+        .code(0)
+        .prints(&url)
+        .prints("whs-the-next")
+        .says("give it to the Git host");
+    assert_eq!(
+        controller.last_change().body,
+        json!({"overlapSeconds": 86_400})
+    );
+    controller
+        .run("fleets rotate-webhook-secret shops --overlap 90m")
+        .code(0);
+    assert_eq!(
+        controller.last_change().body,
+        json!({"overlapSeconds": 5400})
+    );
+    controller
+        .run("fleets rotate-webhook-secret shops --overlap soon")
+        .code(2);
+}
+
+#[test]
 fn a_token_prints_the_whole_command() {
     let controller = controller();
     let fingerprint = Digest::of(b"root");

@@ -1,5 +1,7 @@
 //! Domain errors as problem documents (RFC 9457).
 
+use std::time::Duration;
+
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
@@ -23,6 +25,7 @@ use crate::{
 pub struct ApiError {
     status: StatusCode,
     detail: String,
+    retry_after: Option<Duration>,
 }
 
 impl ApiError {
@@ -31,6 +34,15 @@ impl ApiError {
         Self {
             status,
             detail: detail.into(),
+            retry_after: None,
+        }
+    }
+
+    /// The caller calls too often.
+    pub fn too_many(detail: impl Into<String>, retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::refused(StatusCode::TOO_MANY_REQUESTS, detail)
         }
     }
 
@@ -69,6 +81,10 @@ impl IntoResponse for ApiError {
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, media_type);
+        if let Some(pause) = self.retry_after {
+            let seconds = HeaderValue::from(pause.as_secs().max(1));
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
         response
     }
 }
@@ -176,11 +192,7 @@ impl IntoResponse for EnrollError {
                 ApiError::refused(StatusCode::UNPROCESSABLE_ENTITY, detail).into_response()
             }
             Self::TooMany { retry_after } => {
-                let mut response =
-                    ApiError::refused(StatusCode::TOO_MANY_REQUESTS, detail).into_response();
-                let seconds = HeaderValue::from(retry_after.as_secs().max(1));
-                response.headers_mut().insert(header::RETRY_AFTER, seconds);
-                response
+                ApiError::too_many(detail, retry_after).into_response()
             }
             Self::Store(error) => ApiError::from(error).into_response(),
             Self::Ca(error) => ApiError::internal(&error).into_response(),

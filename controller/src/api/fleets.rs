@@ -11,7 +11,7 @@ use sqlx::AnyConnection;
 use super::{
     Api, ApiError, State,
     access::{InFleet, InTenant},
-    git,
+    git, webhooks,
 };
 use crate::{
     clock,
@@ -26,11 +26,6 @@ use crate::{
 };
 
 const MAX_REVISIONS: u32 = 100;
-
-/// What a webhook's secret is encrypted for.
-pub(super) fn webhook_purpose(fleet: &FleetId) -> String {
-    format!("webhook {fleet}")
-}
 
 pub(super) async fn list(
     Extract(api): State,
@@ -55,7 +50,7 @@ pub(super) async fn create(
         tenant,
         name: request.name,
     };
-    let webhook_secret = secret::generate("lsw_");
+    let webhook_secret = secret::generate_for_webhooks();
     let fleet = Fleet {
         id: id.clone(),
         repo: request.repo,
@@ -64,7 +59,7 @@ pub(super) async fn create(
         trusted,
         webhook_secret: api
             .keyring
-            .encrypt(&webhook_purpose(&id), &webhook_secret)?,
+            .encrypt(&webhooks::purpose(&id), &webhook_secret)?,
         webhook_secret_before: None,
         connection: None,
         hosted: request.hosted,
@@ -83,7 +78,7 @@ pub(super) async fn create(
     let mut db = api.store.read().await?;
     let created = CreatedFleet {
         fleet: view(&api, &mut db, fleet).await?,
-        webhook_path: format!("/webhooks/{}/{}", id.tenant, id.name),
+        webhook_path: webhooks::path(&id),
         webhook_secret: webhook_secret.expose_secret().to_owned(),
     };
     Ok((StatusCode::CREATED, Json(created)))

@@ -215,6 +215,41 @@ pub async fn set_status(
     Ok(())
 }
 
+/// A fleet's webhook secrets, encrypted.
+#[derive(Clone, Debug)]
+pub struct WebhookSecrets {
+    /// The one in force.
+    pub current: Vec<u8>,
+    /// The one before, and until when it holds too.
+    pub before: Option<(Vec<u8>, u64)>,
+}
+
+/// The webhook secrets of one fleet, and nothing else of it: webhooks come in bursts.
+pub async fn webhook_secrets(
+    db: &mut AnyConnection,
+    id: &FleetId,
+) -> Result<Option<WebhookSecrets>, StoreError> {
+    #[derive(FromRow)]
+    struct Row {
+        secret: Vec<u8>,
+        old: Option<Vec<u8>>,
+        old_until: Option<i64>,
+    }
+    let row: Option<Row> = sqlx::query_as(
+        "SELECT webhook_secret AS secret, webhook_secret_before AS old,
+            webhook_secret_before_until AS old_until
+         FROM fleets WHERE tenant = $1 AND name = $2",
+    )
+    .bind(id.tenant.as_str())
+    .bind(id.name.as_str())
+    .fetch_optional(db)
+    .await?;
+    Ok(row.map(|row| WebhookSecrets {
+        current: row.secret,
+        before: row.old.zip(row.old_until.map(unsigned)),
+    }))
+}
+
 /// Replaces the webhook's secret; the one that was in force holds until `until`, too.
 pub async fn rotate_webhook_secret(
     db: &mut AnyConnection,

@@ -1,6 +1,7 @@
 //! Sources and mirrors, against real repos and the real `git`.
 
 mod access;
+mod host;
 mod mirror;
 mod tree;
 mod watching;

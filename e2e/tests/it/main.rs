@@ -23,3 +23,4 @@ mod restarts;
 mod settings;
 mod sources;
 mod tenants;
+mod webhooks;

@@ -3,17 +3,13 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use hmac::{Hmac, KeyInit as _, Mac as _};
-use http::StatusCode;
 use longshore_e2e::{
-    Api, ControllerOptions, Metrics, World, WorldOptions, agent::PAGE, api::condition, eventually,
+    ControllerOptions, Metrics, World, WorldOptions, agent::PAGE, api::condition, eventually,
 };
 use longshore_protocol::{
     ConditionStatus,
     api::{Approval, DeviceState},
 };
-use reqwest::Method;
-use sha2::Sha256;
 
 fn polled(interval: &str) -> WorldOptions {
     let controller = ControllerOptions {
@@ -25,89 +21,6 @@ fn polled(interval: &str) -> WorldOptions {
         by_url: true,
         ..WorldOptions::default()
     }
-}
-
-/// Delivers a push as GitHub does, with this signature.
-async fn deliver(world: &World, body: &str, signature: Option<String>) -> Result<StatusCode> {
-    let mut request = world
-        .api
-        .request(Method::POST, &world.webhook_path)
-        .header("content-type", "application/json")
-        .header("x-github-event", "push")
-        .header("x-github-delivery", "72d3162e-cc78-11e3-81ab-4c9367dc0958")
-        .body(body.to_owned());
-    if let Some(signature) = signature {
-        request = request.header("x-hub-signature-256", signature);
-    }
-    Ok(Api::send(request).await?.status)
-}
-
-fn signature(secret: &str, body: &str) -> Result<String> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes())?;
-    mac.update(body.as_bytes());
-    Ok(format!(
-        "sha256={}",
-        hex::encode(mac.finalize().into_bytes())
-    ))
-}
-
-fn push_event(commit: &str) -> String {
-    serde_json::json!({
-        "ref": "refs/heads/main",
-        "before": "0".repeat(40),
-        "after": commit,
-        "created": false,
-        "deleted": false,
-        "forced": false,
-        "repository": {
-            "id": 1, "name": "fleet", "full_name": "acme/fleet", "default_branch": "main",
-            "clone_url": "https://git.example/acme/fleet.git",
-            "ssh_url": "git@git.example:acme/fleet.git",
-            "html_url": "https://git.example/acme/fleet",
-        },
-        "pusher": { "name": "olivia" },
-        "commits": [],
-    })
-    .to_string()
-}
-
-#[tokio::test]
-async fn a_signed_webhook_makes_the_controller_look() -> Result<()> {
-    // Nothing but the webhook can make it look within this test's time.
-    let world = World::with(polled("1h")).await?;
-    let first = world.repo.copy().git(["rev-parse", "HEAD"])?;
-    world.api.sees(&first).await?;
-    let copy = world.repo.copy();
-    copy.replace("groups/kiosk/page.yaml", "Welcome to", "Hooked at")?;
-    let commit = copy.publish("Tell it by webhook")?;
-    let body = push_event(&commit);
-    let metrics = world.api.metrics().await?;
-
-    ensure!(
-        deliver(&world, &body, None).await? == StatusCode::UNAUTHORIZED,
-        "no signature"
-    );
-    let wrong = signature("not the secret", &body)?;
-    ensure!(
-        deliver(&world, &body, Some(wrong)).await? == StatusCode::UNAUTHORIZED,
-        "wrong"
-    );
-    let other = signature(&world.webhook_secret, "another body")?;
-    ensure!(
-        deliver(&world, &body, Some(other)).await? == StatusCode::UNAUTHORIZED,
-        "other body"
-    );
-    ensure!(world.api.metrics().await?.count("webhooks_total") == metrics.count("webhooks_total"));
-    ensure!(
-        world.api.fleet().await?.revision.as_deref() == Some(&*first),
-        "a bad hook pokes nobody"
-    );
-
-    let good = signature(&world.webhook_secret, &body)?;
-    let status = deliver(&world, &body, Some(good)).await?;
-    ensure!(status == StatusCode::ACCEPTED, "{status}");
-    world.api.sees(&commit).await?;
-    Ok(())
 }
 
 #[tokio::test]

@@ -11,7 +11,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Mirrored;
+use super::{
+    Mirrored,
+    host::{Host, Mood},
+};
 use crate::repo::Repo;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -216,6 +219,85 @@ async fn a_repo_that_does_not_answer_is_asked_less_and_less_often() {
         })
         .await
         .unwrap();
+}
+
+/// A host that wants fewer calls gets none until then, whoever pokes; and the poke is not forgotten. The clock is the
+/// test's, as above.
+#[tokio::test(start_paused = true)]
+async fn a_host_that_wants_fewer_calls_gets_none() {
+    let (_hold, held) = std::sync::mpsc::channel::<()>();
+    tokio::task::spawn_blocking(move || held.recv());
+    let repo = Repo::new();
+    let tip = repo.commit("main", &[("a", Some("1"))]);
+    let host = Host::of(&repo).await;
+    // Until when nobody is to call, and when at the latest a poke is heard.
+    let moods = [
+        (
+            Mood::Refusing(429, Some("100")),
+            "fewer calls for 100 s",
+            99,
+            120,
+        ),
+        (Mood::Refusing(503, Some("7")), "fewer calls for 7 s", 6, 9),
+        (Mood::Refusing(429, None), "fewer calls:", 1, 3),
+    ];
+    for (mood, says, quiet, heard) in moods {
+        host.be(mood);
+        let mut running = Running::start(host.mirrored().await, None, NEVER);
+        let observation = &mut running.observation;
+        let problem = |seen: &Observation| seen.problem.clone();
+        let seen = observation.wait_for(|seen| problem(seen).is_some()).await;
+        let problem = problem(&seen.unwrap()).unwrap();
+        assert!(problem.contains(says), "{problem}");
+        assert_eq!(host.calls().len(), 1);
+        host.be(Mood::Good);
+        running.poke.notify_one();
+        for _ in 0..quiet {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            running.poke.notify_one();
+            settle().await;
+        }
+        assert!(host.calls().is_empty(), "{says}");
+        // In one step, so that no time passes for the pause that comes after the forced one.
+        tokio::time::advance(Duration::from_secs(heard - quiet)).await;
+        let has_tip = |seen: &Observation| {
+            let tracked = seen.refs.as_ref().and_then(|refs| refs.tracked.as_ref());
+            tracked.is_some_and(|commit| commit.id == tip)
+        };
+        running.observation.wait_for(has_tip).await.unwrap();
+        running.shutdown.cancel();
+        running.task.await.unwrap();
+        host.calls();
+    }
+}
+
+/// Asking for news costs a host two small calls where there are none.
+#[tokio::test]
+async fn a_fetch_of_nothing_new_is_two_calls() {
+    let repo = Repo::new();
+    let tip = repo.commit("main", &[("a", Some("1"))]);
+    repo.point("another-branch", tip);
+    let host = Host::of(&repo).await;
+    let mirrored = host.mirrored().await;
+    mirrored.mirror.fetch().await.unwrap();
+    host.calls();
+    mirrored.mirror.fetch().await.unwrap();
+    let calls = host.calls();
+    let asked: Vec<_> = calls
+        .iter()
+        .map(|call| format!("{} {}", call.method, call.path))
+        .collect();
+    assert_eq!(
+        asked,
+        [
+            "GET /fleet.git/info/refs",
+            "POST /fleet.git/git-upload-pack"
+        ]
+    );
+    assert!(
+        calls.iter().all(|call| call.protocol == "version=2"),
+        "{calls:?}"
+    );
 }
 
 /// Real time passes, and tasks get on; the paused clock stands.

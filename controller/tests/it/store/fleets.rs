@@ -17,6 +17,7 @@ contracts!(
     a_tenant_has_a_fleets_name_once,
     tenants_fleets_do_not_mix,
     a_fleet_of_no_tenant_is_refused,
+    a_new_webhook_secret_leaves_the_one_before_in_force_for_a_while,
     removals_are_confirmed_only_for_the_revision_in_force,
     revisions_come_newest_first,
     a_revision_recorded_again_adds_up,
@@ -65,6 +66,38 @@ async fn a_fleet_comes_back_as_it_was(database: Database) {
     let found = fleets::find(&mut db, &full.id).await.unwrap().unwrap();
     assert_eq!(found.status, FleetStatus::default());
     assert_eq!(found.confirmed_revision, full.confirmed_revision);
+}
+
+async fn a_new_webhook_secret_leaves_the_one_before_in_force_for_a_while(database: Database) {
+    two_tenants(&database).await;
+    let mut db = database.write().await;
+    for tenant in ["one", "two"] {
+        let fleet = Fleet {
+            webhook_secret: vec![1],
+            ..fleet(tenant, "fleet")
+        };
+        fleets::insert(&mut db, &fleet).await.unwrap();
+    }
+    let (mine, theirs) = (fleet_id("one", "fleet"), fleet_id("two", "fleet"));
+    for (secret, until) in [(2, 1000), (3, 2000)] {
+        fleets::rotate_webhook_secret(&mut db, &mine, &[secret], until)
+            .await
+            .unwrap();
+        let found = fleets::webhook_secrets(&mut db, &mine).await.unwrap();
+        let found = found.unwrap();
+        assert_eq!(found.current, [secret]);
+        assert_eq!(found.before, Some((vec![secret - 1], until)));
+    }
+    let found = fleets::webhook_secrets(&mut db, &theirs).await.unwrap();
+    let found = found.unwrap();
+    assert_eq!((found.current, found.before), (vec![1], None));
+    let nobody = fleet_id("one", "other");
+    assert!(
+        fleets::webhook_secrets(&mut db, &nobody)
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 async fn a_tenant_has_a_fleets_name_once(database: Database) {

@@ -1,0 +1,167 @@
+//! Token buckets: how often somebody may do something.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::IpAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// `burst` times at once, then `per_second`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// How many at once.
+    pub burst: f64,
+    /// How many in the long run.
+    pub per_second: f64,
+}
+
+/// How many keys are remembered; past that, those whose bucket is full again are forgotten.
+const MAX_BUCKETS: usize = 10_000;
+const SWEEP: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Bucket {
+    level: f64,
+    at: Instant,
+}
+
+/// One bucket for each key, in bounded memory.
+#[derive(Debug)]
+pub struct Buckets<K> {
+    rate: Rate,
+    state: Mutex<State<K>>,
+}
+
+#[derive(Debug)]
+struct State<K> {
+    buckets: HashMap<K, Bucket>,
+    /// When full buckets were forgotten last; that looks at all of them, so it is done once a second at most.
+    swept: Option<Instant>,
+}
+
+impl<K: Hash + Eq> Buckets<K> {
+    /// Full buckets for everybody.
+    pub fn new(rate: Rate) -> Self {
+        let state = State {
+            buckets: HashMap::new(),
+            swept: None,
+        };
+        Self {
+            rate,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Takes one, or says how long to wait for the next one.
+    pub fn take(&self, key: K) -> Result<(), Duration> {
+        let now = Instant::now();
+        let rate = self.rate;
+        let mut state = self.state();
+        let State { buckets, swept } = &mut *state;
+        if buckets.len() >= MAX_BUCKETS && !buckets.contains_key(&key) {
+            if swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP) {
+                buckets.retain(|_, bucket| rate.level(bucket, now) < rate.burst);
+                *swept = Some(now);
+            }
+            if buckets.len() >= MAX_BUCKETS {
+                return Err(SWEEP);
+            }
+        }
+        let bucket = buckets.entry(key).or_insert(Bucket {
+            level: rate.burst,
+            at: now,
+        });
+        bucket.level = rate.level(bucket, now);
+        bucket.at = now;
+        rate.wait(bucket.level)?;
+        bucket.level -= 1.0;
+        Ok(())
+    }
+
+    /// Takes nothing; says how long to wait where there is nothing left.
+    pub fn look(&self, key: &K) -> Result<(), Duration> {
+        let state = self.state();
+        let bucket = state.buckets.get(key);
+        bucket.map_or(Ok(()), |bucket| {
+            self.rate.wait(self.rate.level(bucket, Instant::now()))
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Rate {
+    fn level(self, bucket: &Bucket, now: Instant) -> f64 {
+        let refilled = now.duration_since(bucket.at).as_secs_f64() * self.per_second;
+        (bucket.level + refilled).min(self.burst)
+    }
+
+    fn wait(self, level: f64) -> Result<(), Duration> {
+        if level < 1.0 {
+            return Err(Duration::from_secs_f64((1.0 - level) / self.per_second));
+        }
+        Ok(())
+    }
+}
+
+/// Who is behind an address: hosts with IPv6 have whole networks to themselves, so there the network counts.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate {
+        burst: 50.0,
+        per_second: 1.0,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_passes_and_then_the_rate_does() {
+        let buckets = Buckets::new(RATE);
+        for _ in 0..50 {
+            buckets.look(&1).unwrap();
+            buckets.take(1).unwrap();
+        }
+        let wait = buckets.take(1).unwrap_err();
+        assert_eq!(buckets.look(&1).unwrap_err(), wait);
+        assert!(buckets.take(2).is_ok(), "others are not affected");
+        tokio::time::advance(wait).await;
+        buckets.look(&1).unwrap();
+        buckets.take(1).unwrap();
+        buckets.take(1).unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_is_bounded_and_recovers() {
+        let buckets = Buckets::new(RATE);
+        for n in 0..20_000 {
+            let _over_the_bound = buckets.take(n);
+        }
+        assert!(buckets.state().buckets.len() <= MAX_BUCKETS);
+        tokio::time::advance(Duration::from_mins(1)).await;
+        buckets.take(50_000).unwrap();
+    }
+
+    #[test]
+    fn a_network_counts_as_one() {
+        let same = |one: &str, other: &str| {
+            network(one.parse().unwrap()) == network(other.parse().unwrap())
+        };
+        assert!(same("2001:db8::1", "2001:db8::ffff:1"));
+        assert!(!same("2001:db8::1", "2001:db8:0:1::1"));
+        assert!(same("192.0.2.1", "::ffff:192.0.2.1"));
+        assert!(!same("192.0.2.1", "192.0.2.2"));
+    }
+}
