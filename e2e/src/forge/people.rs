@@ -225,13 +225,53 @@ impl Forge {
         self.open(STRANGER, branch, STRANGER)
     }
 
+    /// The same without a branch anywhere, as whoever may read a repo of Gitea's can do (the `AGit` flow).
+    ///
+    /// # Errors
+    /// Where git fails or nothing changes.
+    pub fn open_agit_pull_request(
+        &self,
+        topic: &str,
+        edit: impl FnOnce(&WorkingCopy) -> Result<()>,
+    ) -> Result<Pull> {
+        let fork = self.fork()?;
+        self.commit_in(&fork, "main", topic, edit)?;
+        self.open_with(STRANGER, topic, STRANGER, |pull| pull.is_agit = true)
+    }
+
+    /// The same on a branch of that fork.
+    ///
+    /// # Errors
+    /// Where git fails or nothing changes.
+    pub fn edit_fork(
+        &self,
+        branch: &str,
+        edit: impl FnOnce(&WorkingCopy) -> Result<()>,
+    ) -> Result<String> {
+        let fork = self.fork()?;
+        self.commit_in(&fork, branch, branch, edit)
+    }
+
     fn open(&self, owner: &str, branch: &str, by: &str) -> Result<Pull> {
+        self.open_with(owner, branch, by, |_| ())
+    }
+
+    fn open_with(
+        &self,
+        owner: &str,
+        branch: &str,
+        by: &str,
+        change: impl FnOnce(&mut Pull),
+    ) -> Result<Pull> {
         let mut state = self.shared.state();
         let title = format!("Change {branch}");
         let body = "Please have a look.".to_owned();
         let number = state
             .open_pull(by, (owner, branch), "main", title, body)
             .map_err(|refusal| anyhow::anyhow!("{refusal:?}"))?;
+        if let Some(pull) = state.pulls.last_mut() {
+            change(pull);
+        }
         drop(state);
         self.shared.send_webhooks();
         self.pull_request(number)

@@ -99,6 +99,9 @@ pub struct Pull {
     pub head_branch: String,
     /// What it points to, or pointed to when it was decided.
     pub head_commit: String,
+    /// Whether somebody who may only read pushed it to `refs/for/main`, as Gitea allows: it is from no branch then,
+    /// and Gitea shows the repo itself as its origin.
+    pub is_agit: bool,
     /// The branch that it is for.
     pub base_branch: String,
     /// The merge.
@@ -316,6 +319,7 @@ impl State {
             head_owner: owner.to_owned(),
             head_branch: head.to_owned(),
             head_commit,
+            is_agit: false,
             base_branch: base.to_owned(),
             merge_commit: None,
             labels: Vec::new(),

@@ -90,7 +90,12 @@ pub(super) fn pull(state: &State, number: u64) -> Value {
     let merges = is_open
         && base.is_some_and(|base| state.repo.merged_tree(base, &pull.head_commit).is_some());
     let is_gone = pull.head_owner == OWNER && state.branch(&pull.head_branch).is_none();
-    let head_ref = if is_gone {
+    let (label, origin) = if pull.is_agit {
+        ("", OWNER)
+    } else {
+        (&*pull.head_branch, &*pull.head_owner)
+    };
+    let head_ref = if is_gone || pull.is_agit {
         format!("refs/pull/{number}/head")
     } else {
         pull.head_branch.clone()
@@ -131,11 +136,11 @@ pub(super) fn pull(state: &State, number: u64) -> Value {
             "repo": repo(state, OWNER, BOT),
         },
         "head": {
-            "label": pull.head_branch,
+            "label": label,
             "ref": head_ref,
             "sha": pull.head_commit,
-            "repo_id": if pull.head_owner == OWNER { 1 } else { 2 },
-            "repo": repo(state, &pull.head_owner, BOT),
+            "repo_id": if origin == OWNER { 1 } else { 2 },
+            "repo": repo(state, origin, BOT),
         },
         "merge_base": base,
         "due_date": null,
