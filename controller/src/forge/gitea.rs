@@ -92,7 +92,8 @@ impl From<Pull> for PullRequest {
                 (false, "open") => PullRequestState::Open,
                 (false, _) => PullRequestState::Closed,
             },
-            is_from_fork: pull.head.repo_id != pull.base.repo_id,
+            // One that a reader pushed to `refs/for/…` shows the repo as its origin, but no branch of it.
+            is_from_fork: pull.head.repo_id != pull.base.repo_id || pull.head.branch.is_empty(),
             head_branch: pull.head.branch,
             head_commit: pull.head.sha,
             base_branch: pull.base.branch,
