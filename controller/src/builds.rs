@@ -11,6 +11,7 @@
 
 pub mod ensure;
 pub mod outcome;
+mod scrub;
 
 use std::{
     collections::HashMap,
@@ -163,12 +164,12 @@ impl Builds {
                 self.remember(&key, &Ok(objects)).await
             }
             Err(error) if error.is_deterministic() => {
-                let message = in_one_line(&error);
+                let message = told(&error, closure, tree).await;
                 warn!(error = message, "the overlay does not build");
                 self.remember(&key, &Err(message)).await
             }
             Err(error) => {
-                let message = in_one_line(&error);
+                let message = told(&error, closure, tree).await;
                 warn!(error = message, "the build failed; it will be tried again");
                 Some(message)
             }
@@ -267,12 +268,18 @@ fn poke(waiting: &[Weak<Notify>]) {
     }
 }
 
+/// What may be told of a failure: one line, of bounded length, without the secrets that the build read.
+async fn told(error: &RenderError, closure: Arc<Closure>, tree: Arc<dyn Tree>) -> String {
+    let line = in_one_line(error);
+    let scrub = move || scrub::scrubbed(line, &closure, &*tree);
+    // Only the shutdown cuts it off, and then nobody is told.
+    let scrubbed = tokio::task::spawn_blocking(scrub).await;
+    scrubbed.unwrap_or_default().chars().take(2000).collect()
+}
+
 fn in_one_line(error: &RenderError) -> String {
     chain(error)
         .split_whitespace()
         .collect::<Vec<_>>()
         .join(" ")
-        .chars()
-        .take(2000)
-        .collect()
 }

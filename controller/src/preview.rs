@@ -18,6 +18,7 @@ mod compare;
 mod link;
 pub mod markdown;
 mod pairs;
+mod place;
 pub mod pull_requests;
 
 use std::{
@@ -325,6 +326,7 @@ fn told(before: &Side, after: &Side, scope: Scope, comparison: Comparison) -> Pr
     let (mut preview, problems, old_problems) = comparison.finish();
     preview.devices = before.devices().count() as u64;
     preview.decommissioned = scope.gone;
+    let problems = problems.into_iter().chain(scope.problems);
     let old: Vec<_> = before
         .problems
         .iter()

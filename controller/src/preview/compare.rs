@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use longshore_fleet::{
-    DeviceSpec, Problem, RepoPath,
+    Closure, DeviceSpec, Problem, RepoPath,
     difference::{Side, between},
 };
 use longshore_protocol::{
@@ -15,7 +15,10 @@ use longshore_protocol::{
     api::preview::{Change, Enrolled, Group, Preview},
 };
 
-use super::pairs::{Added, Pair};
+use super::{
+    pairs::{Added, Pair},
+    place::place,
+};
 use crate::builds::outcome::{Outcome, has_references, of_device, set_of};
 
 /// How many bytes of diffs a preview holds; what comes after is named without.
@@ -49,11 +52,9 @@ impl Comparison {
     pub fn pair(&mut self, pair: &Pair, before: Option<&Outcome>, after: &Outcome) {
         let before = before
             .zip(pair.before.as_ref())
-            .and_then(|(outcome, closure)| {
-                Template::of(&closure.overlay, outcome, &mut self.old_problems)
-            });
+            .and_then(|(outcome, closure)| Template::of(closure, outcome, &mut self.old_problems));
         let overlay = &pair.after.overlay;
-        let Some(after) = Template::of(overlay, after, &mut self.problems) else {
+        let Some(after) = Template::of(&pair.after, after, &mut self.problems) else {
             return;
         };
         let same = self.changing(&pair.same, before.as_ref(), &after);
@@ -162,7 +163,7 @@ impl Comparison {
     /// Notes what devices will run that the change adds.
     pub fn added(&mut self, added: &Added, outcome: &Outcome) {
         let overlay = &added.overlay.overlay;
-        let Some(template) = Template::of(overlay, outcome, &mut self.problems) else {
+        let Some(template) = Template::of(&added.overlay, outcome, &mut self.problems) else {
             return;
         };
         for spec in &added.devices {
@@ -219,8 +220,8 @@ struct Template<'a> {
 }
 
 impl<'a> Template<'a> {
-    /// Where the overlay gives no objects that devices would take, that is a problem at its path.
-    fn of(overlay: &RepoPath, outcome: &'a Outcome, problems: &mut Vec<Problem>) -> Option<Self> {
+    /// Where the overlay gives no objects that devices would take, that is a problem.
+    fn of(closure: &Closure, outcome: &'a Outcome, problems: &mut Vec<Problem>) -> Option<Self> {
         let template = outcome
             .as_deref()
             .map_err(Clone::clone)
@@ -230,7 +231,7 @@ impl<'a> Template<'a> {
                 Ok(Self { objects, shared })
             });
         template
-            .map_err(|message| problems.push(Problem::at(overlay, message)))
+            .map_err(|message| problems.push(place(closure, message)))
             .ok()
     }
 

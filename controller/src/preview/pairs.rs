@@ -78,6 +78,14 @@ impl Side {
         self.fleet.iter().flat_map(|fleet| fleet.devices.values())
     }
 
+    /// The problem of a device that is to get an overlay that is refused here already. That the overlay is refused is
+    /// no news then, but that the device depends on it is.
+    fn refused(&self, spec: &DeviceSpec) -> Option<Problem> {
+        let error = self.closures.get(&spec.overlay)?.as_ref().err()?;
+        let message = format!("its overlay `{}` is refused: {error}", spec.overlay);
+        Some(Problem::at(&spec.file, message).for_device(&spec.name))
+    }
+
     fn closure(&self, spec: &DeviceSpec) -> Option<&Arc<Closure>> {
         self.closures.get(&spec.overlay)?.as_ref().ok()
     }
@@ -109,6 +117,8 @@ pub(super) struct Scope {
     pub pairs: Vec<Pair>,
     pub added: Vec<Added>,
     pub gone: Vec<DeviceName>,
+    /// What keeps devices from getting anything that the repo's files alone do not tell.
+    pub problems: Vec<Problem>,
 }
 
 /// Finds what a change from `base` to `head` is about.
@@ -120,10 +130,14 @@ pub(super) fn scope(base: &Side, head: &Side) -> Scope {
     let mut before = Known::of(base);
     let mut pairs = BTreeMap::new();
     let mut added = BTreeMap::new();
+    let mut problems = Vec::new();
     for spec in fleet.devices.values() {
         let old = before.take(spec);
         // A device whose overlay is refused keeps what it has.
         let Some(closure) = head.closure(spec) else {
+            if old.is_none_or(|old| old.overlay != spec.overlay) {
+                problems.extend(base.refused(spec));
+            }
             continue;
         };
         let Some(old) = old else {
@@ -157,6 +171,7 @@ pub(super) fn scope(base: &Side, head: &Side) -> Scope {
         pairs: pairs.into_values().collect(),
         added: added.into_values().collect(),
         gone: before.gone(base, fleet),
+        problems,
     }
 }
 

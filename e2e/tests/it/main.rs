@@ -17,6 +17,7 @@ mod enrolling;
 mod forge;
 mod hosting;
 mod journey;
+mod previews;
 mod removals;
 mod repo_faults;
 mod restarts;

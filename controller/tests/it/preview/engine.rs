@@ -199,3 +199,56 @@ async fn devices_come_and_go_and_the_guard_counts() {
         "it may be in the folder that cannot be read"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_that_fails_names_file_and_line_and_no_secret() {
+    let mut files = groups(&["kiosk", "till"]);
+    files.extend([device("k1", "kiosk", ""), device("t1", "till", "")]);
+    let world = World::new(&files).await;
+    let broken = write(
+        "groups/kiosk/own.yaml",
+        "apiVersion: v1\nkind: Secret\nmetadata:\n  name: s\nstringData:\n  pin: hunter2 : x\n",
+    );
+    let literal = write(
+        "groups/till/kustomization.yaml",
+        "resources: [../../base]\nsecretGenerator:\n- name: s\n  literals: [hunter2hunter2]\n",
+    );
+    let preview = world.propose(&[broken, literal]).await;
+    let [kiosk, till] = &preview.problems.lines[..] else {
+        panic!("{:?}", preview.problems);
+    };
+    assert!(
+        kiosk.starts_with("groups/kiosk/own.yaml:6: kustomize: "),
+        "{kiosk}"
+    );
+    assert!(till.starts_with("groups/till: kustomize: "), "{till}");
+    assert!(!till.contains("hunter2"), "{till}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_shows_that_it_changes_and_not_to_what() {
+    let secret = |value: &str| {
+        write(
+            "groups/kiosk/own.yaml",
+            format!(
+                "apiVersion: v1\nkind: Secret\nmetadata:\n  name: s\n  annotations:\n    \
+                 kubectl.kubernetes.io/last-applied-configuration: '{value}'\n\
+                 stringData:\n  pin: {value}-${{STORE}}\n"
+            ),
+        )
+    };
+    let mut files = groups(&["kiosk"]);
+    files.extend([secret("hunter2"), device("k1", "kiosk", "STORE: one")]);
+    let world = World::new(&files).await;
+    for edits in [
+        vec![secret("hunter3")],
+        vec![device("k1", "kiosk", "STORE: hunter4")],
+        vec![secret("hunter3"), device("k1", "kiosk", "STORE: hunter4")],
+    ] {
+        let preview = world.propose(&edits).await;
+        assert_eq!(said(&preview.groups[0].changes), ["changed Secret s"]);
+        let told = serde_json::to_string(&preview).unwrap() + &preview.report();
+        assert!(!told.contains("hunter"), "{told}");
+        assert!(told.contains("(redacted, "), "{told}");
+    }
+}

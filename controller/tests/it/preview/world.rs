@@ -1,6 +1,6 @@
 //! A repo whose changes are previewed, with a store of its own and real builds.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use git2::Oid;
 use longshore_controller::{
@@ -28,8 +28,9 @@ use crate::{
 pub struct World {
     pub repo: Repo,
     pub engine: Engine,
+    pub store: Store,
     metrics: Arc<Metrics>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl World {
@@ -49,10 +50,16 @@ impl World {
         let builds = Builds::new(Arc::new(render), store.clone(), metrics.clone(), tasks);
         Self {
             repo,
-            engine: Engine::new(store, builds, RepoPath::root(), shops()),
+            engine: Engine::new(store.clone(), builds, RepoPath::root(), shops()),
+            store,
             metrics,
-            _directory: directory,
+            directory,
         }
+    }
+
+    /// A directory of its own.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     pub fn tree(&self, commit: Oid) -> Arc<dyn Tree> {

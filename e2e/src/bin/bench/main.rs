@@ -4,13 +4,14 @@
 //! same run. Progress goes to stderr.
 
 mod latency;
+mod preview;
 mod report;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use self::latency::Latency;
+use self::{latency::Latency, preview::Preview};
 
 /// Measures the whole system with real processes on this machine.
 #[derive(Debug, Parser)]
@@ -24,12 +25,17 @@ struct Arguments {
 enum Benchmark {
     /// From `git push` to applied on the one device that it changes, and what it costs
     Latency(Latency),
+    /// What it costs to tell what a change of a base does that many devices share
+    Preview(Preview),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Benchmark::Latency(latency) = Arguments::parse().benchmark;
-    match latency.run().await {
+    let done = match Arguments::parse().benchmark {
+        Benchmark::Latency(latency) => latency.run().await,
+        Benchmark::Preview(preview) => preview.run().await,
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("scripts/bench: {error:#}");
