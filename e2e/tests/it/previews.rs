@@ -2,7 +2,10 @@
 
 use anyhow::{Result, ensure};
 use longshore_e2e::{World, api::FLEET};
-use longshore_protocol::api::preview::{ChangeKind, CreatePreview, Preview};
+use longshore_protocol::{
+    DeviceName,
+    api::preview::{ChangeKind, CreatePreview, Preview},
+};
 use reqwest::{Method, StatusCode};
 
 const PAGE: &str = "groups/kiosk/page.yaml";
@@ -44,7 +47,7 @@ async fn a_branch_is_previewed_and_merging_it_does_that() -> Result<()> {
     let [group] = &told.groups[..] else {
         anyhow::bail!("{told:#?}");
     };
-    let names: Vec<_> = group.devices.iter().map(|name| name.as_str()).collect();
+    let names: Vec<_> = group.devices.iter().map(DeviceName::as_str).collect();
     ensure!(names.contains(&"store-0001"), "{names:?}");
     let [change] = &group.changes[..] else {
         anyhow::bail!("{group:#?}");

@@ -49,7 +49,7 @@ impl Hosted {
         let mut db = world.store.write().await.unwrap();
         fleets::insert(&mut db, &fleet).await.unwrap();
         db.commit().await.unwrap();
-        let mirror = Mirror::open(world.directory().join("mirror"), &fleet)
+        let mirror = Mirror::open(world.directory().join("mirror"), &fleet, None)
             .await
             .unwrap();
         let mut hosted = Self {
