@@ -26,7 +26,9 @@ mod exchange;
 pub mod hook;
 mod places;
 mod pushes;
+mod quarantine;
 pub mod repo;
+mod review;
 mod reviewer;
 mod rules;
 
@@ -84,6 +86,7 @@ impl Hosting {
         let pushes = Arc::new(Pushes::default());
         let reviewer = Reviewer {
             pushes: pushes.clone(),
+            fleets: fleets.clone(),
         };
         let review = reviewer.run(listener, tasks.clone());
         tasks.vital("the review of pushes", review);

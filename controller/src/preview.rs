@@ -29,7 +29,8 @@ use std::{
 
 use git2::Oid;
 use longshore_fleet::{
-    Closures, InputKey, Problem, Reader, RepoPath, Tree, TreeError, closure::ClosureCache,
+    Closures, FleetSettings, InputKey, Problem, Reader, RepoPath, Tree, TreeError,
+    closure::ClosureCache,
 };
 use longshore_protocol::{
     DeviceId, Digest,
@@ -118,6 +119,8 @@ pub struct Report {
     pub preview: Preview,
     /// Whether a build failed in a way that may pass, such as a timeout.
     pub may_pass: bool,
+    /// What `fleet.yaml` says without the change; `None` where there is no good one.
+    pub settings: Option<FleetSettings>,
 }
 
 impl Engine {
@@ -198,9 +201,11 @@ impl Engine {
         let may_pass = ended
             .values()
             .any(|ended| matches!(ended, Ended::FailedNow(_)));
+        let settings = before.fleet.as_ref().map(|fleet| fleet.settings.clone());
         Ok(Report {
             preview: told(&before, &after, scope, comparison),
             may_pass,
+            settings,
         })
     }
 

@@ -122,7 +122,9 @@ impl Backend {
             .await
             .map_err(BackendError::Busy)?;
         let push = match call.operation {
-            Operation::Exchange(Service::ReceivePack) => Some(self.pushes.expect(&call.fleet)),
+            Operation::Exchange(Service::ReceivePack) => {
+                Some(self.pushes.expect(&call.fleet, repo.clone()))
+            }
             _ => None,
         };
         let room = self.room(push.is_some(), &repo).await;

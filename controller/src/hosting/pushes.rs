@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -19,6 +20,8 @@ pub(super) struct Push {
     pub(super) fleet: FleetId,
     /// The tracked branch.
     pub(super) branch: String,
+    /// The repo.
+    pub(super) repo: PathBuf,
 }
 
 /// The pushes whose hook did not ask yet, by the hash of its secret.
@@ -36,12 +39,13 @@ pub(super) struct Expected {
 
 impl Pushes {
     /// Lets the hook of a push ask.
-    pub(super) fn expect(self: &Arc<Self>, fleet: &Fleet) -> Expected {
+    pub(super) fn expect(self: &Arc<Self>, fleet: &Fleet, repo: PathBuf) -> Expected {
         let secret = secret::generate("lsp_");
         let hash = secret::hash(secret.expose_secret());
         let push = Push {
             fleet: fleet.id.clone(),
             branch: fleet.branch.clone(),
+            repo,
         };
         self.lock().insert(hash, push);
         Expected {

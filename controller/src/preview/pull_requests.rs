@@ -323,7 +323,9 @@ impl Previews {
             self.tell(pull, &mut reported, Finding::Pending).await?;
         }
         match self.preview(pull, base).await {
-            Ok(Report { preview, may_pass }) => {
+            Ok(Report {
+                preview, may_pass, ..
+            }) => {
                 reported.told.may_pass = may_pass;
                 let finding = Finding::Preview(Box::new(preview));
                 self.tell(pull, &mut reported, finding).await?;

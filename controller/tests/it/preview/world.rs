@@ -75,8 +75,9 @@ impl World {
 
     pub async fn between(&self, base: Oid, head: Oid) -> Preview {
         let trees = (self.tree(base), self.tree(head));
-        let Report { preview, may_pass } =
-            self.engine.preview(Some(trees.0), trees.1).await.unwrap();
+        let Report {
+            preview, may_pass, ..
+        } = self.engine.preview(Some(trees.0), trees.1).await.unwrap();
         assert!(!may_pass);
         preview
     }
