@@ -24,6 +24,7 @@ mod backend;
 mod cgi;
 mod exchange;
 pub mod hook;
+mod maintenance;
 mod places;
 mod pushes;
 mod quarantine;
@@ -97,6 +98,7 @@ impl Hosting {
                 limits,
                 places: Places::default(),
                 pushes,
+                maintenance: Arc::default(),
                 tasks,
             },
             fleets,

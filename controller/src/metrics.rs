@@ -36,6 +36,10 @@ pub struct Metrics {
     pub enrollments_refused: Counter,
     /// Webhook calls by host and outcome.
     pub webhooks: Family<[(&'static str, &'static str); 2], Counter>,
+    /// Pushes to hosted repos that were accepted.
+    pub pushes: Counter,
+    /// Pushes to hosted repos that were refused.
+    pub pushes_refused: Counter,
     /// Resident memory of the process, in bytes.
     resident_memory: Gauge<f64, AtomicU64>,
 }
@@ -62,6 +66,8 @@ impl Default for Metrics {
             enrollments: Counter::default(),
             enrollments_refused: Counter::default(),
             webhooks: Family::default(),
+            pushes: Counter::default(),
+            pushes_refused: Counter::default(),
             resident_memory: Gauge::default(),
         };
         registry.register(
@@ -111,6 +117,16 @@ impl Default for Metrics {
             "webhooks",
             "Webhook calls by host and outcome",
             metrics.webhooks.clone(),
+        );
+        registry.register(
+            "pushes",
+            "Pushes to hosted repos that were accepted",
+            metrics.pushes.clone(),
+        );
+        registry.register(
+            "pushes_refused",
+            "Pushes to hosted repos that were refused",
+            metrics.pushes_refused.clone(),
         );
         registry.register(
             "resident_memory_bytes",

@@ -27,6 +27,7 @@ use super::{
     Limits, cgi,
     exchange::{DEADLINE, Exchange},
     hook,
+    maintenance::Maintenance,
     places::{Busy, Places},
     pushes::{Expected, Pushes},
     repo,
@@ -104,6 +105,7 @@ pub(super) struct Backend {
     pub(super) limits: Limits,
     pub(super) places: Places,
     pub(super) pushes: Arc<Pushes>,
+    pub(super) maintenance: Arc<Maintenance>,
     pub(super) tasks: Tasks,
 }
 
@@ -144,12 +146,18 @@ impl Backend {
             chunks,
         };
         let shutdown = self.tasks.shutdown.clone();
+        let (maintenance, home) = (self.maintenance.clone(), self.home.clone());
         let serving = async move {
-            exchange.run(body, head, shutdown).await;
-            if push.is_some() {
-                changed();
-            }
+            exchange.run(body, head, shutdown.clone()).await;
+            let pushed = push.is_some();
             drop((push, place));
+            if pushed {
+                changed();
+                tokio::select! {
+                    () = maintenance.run(repo, home) => {}
+                    () = shutdown.cancelled() => {}
+                }
+            }
         };
         self.tasks.tracker.spawn(serving.instrument(span));
         let cgi::Head {
@@ -203,20 +211,15 @@ impl Backend {
             ("core.bigFileThreshold", "16m".into()),
         ];
         let mut command = Command::new("git");
+        isolate(&mut command, &self.home);
         command
             .arg("http-backend")
-            .env_clear()
-            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .envs([
-                ("HOME", self.home.as_os_str()),
-                ("LC_ALL", "C".as_ref()),
-                ("GIT_CONFIG_NOSYSTEM", "1".as_ref()),
-                ("GIT_CONFIG_GLOBAL", "/dev/null".as_ref()),
-                ("GIT_HTTP_EXPORT_ALL", "1".as_ref()),
-                ("GATEWAY_INTERFACE", "CGI/1.1".as_ref()),
-                ("REQUEST_METHOD", method.as_ref()),
-                ("QUERY_STRING", query.as_ref()),
-                ("REMOTE_USER", call.user.as_ref()),
+                ("GIT_HTTP_EXPORT_ALL", "1"),
+                ("GATEWAY_INTERFACE", "CGI/1.1"),
+                ("REQUEST_METHOD", method),
+                ("QUERY_STRING", &*query),
+                ("REMOTE_USER", &*call.user),
             ])
             .env("REMOTE_ADDR", call.address.to_string())
             // Not from the URL, but made of the checked names.
@@ -252,8 +255,19 @@ impl Backend {
     }
 }
 
+/// Takes away everything that a Git below `command` could find around us; `home` has no configuration in it.
+pub(super) fn isolate(command: &mut Command, home: &Path) {
+    command
+        .env_clear()
+        .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+        .env("HOME", home)
+        .env("LC_ALL", "C")
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null");
+}
+
 /// Bounds a process, and what it starts.
-fn limit(group: &Group) {
+pub(super) fn limit(group: &Group) {
     for (resource, most) in [(Resource::Data, MEMORY), (Resource::Core, 0)] {
         let limit = Rlimit {
             current: Some(most),

@@ -81,6 +81,12 @@ impl Reviewer {
         async {
             let accepted = self.judge(&push, &question, &mut writing).await?;
             info!(accepted, "push");
+            let metrics = &self.fleets.metrics;
+            if accepted {
+                metrics.pushes.inc();
+            } else {
+                metrics.pushes_refused.inc();
+            }
             say(&mut writing, Answer::Verdict(accepted)).await
         }
         .instrument(span)
