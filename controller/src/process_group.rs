@@ -25,28 +25,19 @@ impl Group {
         self.0
     }
 
-    /// Asks all of them to end.
-    pub(crate) fn terminate(&self) {
-        self.signal(Signal::TERM);
-    }
-
     /// The leader was waited for: its number may be another's now.
     pub(crate) fn release(&mut self) {
         self.0 = None;
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(group) = self.0
-            && let Err(error) = kill_process_group(group, signal)
-            && error != Errno::SRCH
-        {
-            tracing::debug!(%error, "a process group could not be ended");
-        }
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.signal(Signal::KILL);
+        if let Some(group) = self.0
+            && let Err(error) = kill_process_group(group, Signal::KILL)
+            && error != Errno::SRCH
+        {
+            tracing::debug!(%error, "a process group could not be ended");
+        }
     }
 }

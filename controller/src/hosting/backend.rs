@@ -144,6 +144,7 @@ impl Backend {
             child,
             group,
             chunks,
+            broken: push.as_ref().map(|push| push.gone.clone()),
         };
         let shutdown = self.tasks.shutdown.clone();
         let (maintenance, home) = (self.maintenance.clone(), self.home.clone());

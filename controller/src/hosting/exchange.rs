@@ -4,19 +4,20 @@
 //! request body ─▶ stdin ─▶ git http-backend ─▶ stdout ─▶ head, then a bounded channel ─▶ response body
 //! ```
 //!
-//! Nothing is held but a few chunks, so a slow client slows Git down. The process group is ended when the client
-//! is gone, when nothing moves for [`IDLE`], after [`DEADLINE`], and at the shutdown: first politely, so that Git
-//! removes what it put into quarantine.
+//! Nothing is held but a few chunks, so a slow client slows Git down. It is over when the client is gone, when
+//! nothing moves for [`IDLE`], after [`DEADLINE`], and at the shutdown. Then Git sees its input end: it gives up, and
+//! removes what it put into quarantine, which it would not do on a signal. What is left of the process group after
+//! [`GRACE`] is killed.
 
-use std::{io, pin::pin, time::Duration};
+use std::{io, pin::pin, process::ExitStatus, time::Duration};
 
 use axum::body::{Body, Bytes};
 use futures_util::StreamExt as _;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
-    process::{Child, ChildStdin},
+    process::{Child, ChildStdin, ChildStdout},
     sync::{Notify, mpsc, oneshot},
-    time::{Instant, sleep_until, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -58,6 +59,8 @@ pub(super) struct Exchange {
     pub(super) child: Child,
     pub(super) group: Group,
     pub(super) chunks: mpsc::Sender<io::Result<Bytes>>,
+    /// Told when it is over before Git is done.
+    pub(super) broken: Option<CancellationToken>,
 }
 
 impl Exchange {
@@ -72,41 +75,24 @@ impl Exchange {
             mut child,
             mut group,
             chunks,
+            broken,
         } = self;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let errors = log(child.stderr.take());
-        let moved = Notify::new();
-        let exchange = async {
-            let mut feeding = pin!(feed(body, stdin, &moved));
-            let mut draining = pin!(drain(stdout, head, &chunks, &moved));
-            let mut idle = pin!(idle(&moved));
-            let mut late = pin!(sleep_until(Instant::now() + DEADLINE));
-            let mut is_fed = false;
-            loop {
-                tokio::select! {
-                    drained = &mut draining => return drained,
-                    done = &mut feeding, if !is_fed => {
-                        done?;
-                        is_fed = true;
-                    }
-                    () = chunks.closed() => return Err(Broken::Gone),
-                    () = &mut idle => return Err(Broken::Idle),
-                    () = &mut late => return Err(Broken::Late),
-                    () = shutdown.cancelled() => return Err(Broken::Shutdown),
-                }
-            }
-        };
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let ending = async {
-            let ended = exchange.await;
-            if let Err(broken) = &ended {
-                info!(reason = %broken, "a git request was cut off");
-                group.terminate();
+            let Some(mut stdout) = stdout else { return };
+            let moving = exchange(body, stdin, &mut stdout, head, &chunks, &shutdown);
+            if let Err(reason) = moving.await {
+                info!(%reason, "a git request was cut off");
                 // The client must not take what it got for a whole answer.
                 let cut = io::Error::other("the answer was cut off");
                 drop(chunks.try_send(Err(cut)));
+                if let Some(broken) = broken {
+                    broken.cancel();
+                }
             }
-            // Past the grace, the group is killed by its drop.
-            match timeout(GRACE, child.wait()).await {
+            drop(chunks);
+            match timeout(GRACE, end(&mut child, stdout)).await {
                 Ok(Ok(status)) => {
                     group.release();
                     debug!(%status, "git ended");
@@ -114,11 +100,47 @@ impl Exchange {
                 Ok(Err(error)) => debug!(%error, "git's end was not heard of"),
                 Err(_elapsed) => debug!("git had to be killed"),
             }
-            // Git's output may be held open by what it started; with the group, that goes.
+            // Its errors may be held open by what it started; with the group, that goes.
             drop(group);
         };
-        tokio::join!(ending, errors);
+        tokio::join!(ending, log(stderr));
     }
+}
+
+/// Moves what there is in both directions, until Git closes its output.
+async fn exchange(
+    body: Body,
+    stdin: Option<ChildStdin>,
+    stdout: &mut ChildStdout,
+    head: oneshot::Sender<cgi::Head>,
+    chunks: &mpsc::Sender<io::Result<Bytes>>,
+    shutdown: &CancellationToken,
+) -> Result<(), Broken> {
+    let moved = Notify::new();
+    let mut feeding = pin!(feed(body, stdin, &moved));
+    let mut draining = pin!(drain(stdout, head, chunks, &moved));
+    let mut idle = pin!(idle(&moved));
+    let mut late = pin!(sleep(DEADLINE));
+    let mut is_fed = false;
+    loop {
+        tokio::select! {
+            drained = &mut draining => return drained,
+            done = &mut feeding, if !is_fed => {
+                done?;
+                is_fed = true;
+            }
+            () = chunks.closed() => return Err(Broken::Gone),
+            () = &mut idle => return Err(Broken::Idle),
+            () = &mut late => return Err(Broken::Late),
+            () = shutdown.cancelled() => return Err(Broken::Shutdown),
+        }
+    }
+}
+
+/// Lets Git come to its end; nobody needs what it says.
+async fn end(child: &mut Child, mut stdout: ChildStdout) -> io::Result<ExitStatus> {
+    tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await?;
+    child.wait().await
 }
 
 /// Moves the request's body to Git. What Git does not want to read is taken from the client all the same, so that
@@ -140,12 +162,11 @@ async fn feed(body: Body, stdin: Option<ChildStdin>, moved: &Notify) -> Result<(
 
 /// Moves Git's answer to the client.
 async fn drain(
-    stdout: Option<impl AsyncRead + Unpin>,
+    stdout: &mut ChildStdout,
     head: oneshot::Sender<cgi::Head>,
     chunks: &mpsc::Sender<io::Result<Bytes>>,
     moved: &Notify,
 ) -> Result<(), Broken> {
-    let mut stdout = stdout.ok_or(Broken::NoHead)?;
     let mut begun = Vec::new();
     let (found, mut chunk) = loop {
         if stdout.read_buf(&mut begun).await.map_err(Broken::Output)? == 0

@@ -8,6 +8,7 @@ use std::{
 
 use longshore_protocol::Digest;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     secret,
@@ -22,6 +23,8 @@ pub(super) struct Push {
     pub(super) branch: String,
     /// The repo.
     pub(super) repo: PathBuf,
+    /// Tells that nobody waits for it any more.
+    pub(super) gone: CancellationToken,
 }
 
 /// The pushes whose hook did not ask yet, by the hash of its secret.
@@ -35,6 +38,8 @@ pub(super) struct Expected {
     hash: Digest,
     /// What the hook presents.
     pub(super) secret: SecretString,
+    /// To be told when nobody waits for the push any more.
+    pub(super) gone: CancellationToken,
 }
 
 impl Pushes {
@@ -42,16 +47,19 @@ impl Pushes {
     pub(super) fn expect(self: &Arc<Self>, fleet: &Fleet, repo: PathBuf) -> Expected {
         let secret = secret::generate("lsp_");
         let hash = secret::hash(secret.expose_secret());
+        let gone = CancellationToken::new();
         let push = Push {
             fleet: fleet.id.clone(),
             branch: fleet.branch.clone(),
             repo,
+            gone: gone.clone(),
         };
         self.lock().insert(hash, push);
         Expected {
             pushes: self.clone(),
             hash,
             secret,
+            gone,
         }
     }
 

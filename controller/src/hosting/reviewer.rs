@@ -79,7 +79,11 @@ impl Reviewer {
         let Push { fleet, .. } = &push;
         let span = info_span!("push", tenant = %fleet.tenant, fleet = %fleet.name);
         async {
-            let accepted = self.judge(&push, &question, &mut writing).await?;
+            let accepted = tokio::select! {
+                accepted = self.judge(&push, &question, &mut writing) => accepted?,
+                // So that Git takes back by itself what it holds of the push.
+                () = push.gone.cancelled() => false,
+            };
             info!(accepted, "push");
             let metrics = &self.fleets.metrics;
             if accepted {
