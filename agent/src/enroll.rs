@@ -109,6 +109,7 @@ pub async fn enroll(
             0
         },
     };
+    let mut told = None;
     loop {
         let call = call::call(
             &application.server,
@@ -126,11 +127,25 @@ pub async fn enroll(
             }
             Ok(Verdict::Pending(pending)) => {
                 backoff.reset();
-                let wait = pause(&mut backoff, &request, &pending);
+                let is_news = pending.message.is_some() && pending.message != told;
+                let wait = if is_news {
+                    // The controller answered for the news; the decision may be right behind.
+                    Duration::ZERO
+                } else {
+                    pause(&mut backoff, &request, &pending)
+                };
                 if enrollment.registered.is_none() {
                     tracing::info!(device = %pending.device_id, name = %enrollment.name, fingerprint = %key.fingerprint(), "registered; waiting for approval");
                     enrollment.registered = Some((pending.device_id, pending.device_token.into()));
                     state.keep_enrollment(&enrollment)?;
+                }
+                if is_news {
+                    told = pending.message;
+                    tracing::info!(
+                        name = %enrollment.name,
+                        waiting = told.as_deref().unwrap_or_default(),
+                        "not approved yet"
+                    );
                 }
                 request.wait = HOLD;
                 wait

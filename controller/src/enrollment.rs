@@ -10,8 +10,15 @@
 //! in between; the signature of the request proves that the caller holds the key. Only a new device counts as a
 //! use of the token, and the count is exact under concurrency.
 
+mod automatic;
 pub mod branches;
 pub mod limits;
+mod pass;
+mod requests;
+pub mod text;
+mod verdict;
+mod waiting;
+mod write;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -150,7 +157,9 @@ impl Enrollment {
         let mut changes = self.fleets.changes(&token.fleet);
         let mut device = self.register(&token, name, &csr, facts, source).await?;
         let deadline = Instant::now() + Duration::from_secs(request.wait).min(MAX_WAIT);
-        while device.state == DeviceState::Pending {
+        let awaited = device.state_reason.clone();
+        // What the device waits for is worth an answer, too, when it changes.
+        while device.state == DeviceState::Pending && device.state_reason == awaited {
             let decided = async {
                 let Some(changes) = &mut changes else {
                     return false;
@@ -202,6 +211,8 @@ impl Enrollment {
             state: DeviceState::Pending,
             state_reason: "waits for approval".to_owned(),
             token: token.id.clone(),
+            enrollment_branch: None,
+            enrollment_commit: None,
             branch_pushed: false,
             folder_to_delete: false,
             labels: token.labels.clone(),
@@ -250,6 +261,7 @@ impl Enrollment {
                 device_token: device_token(),
                 status: "pending".to_owned(),
                 retry_after: RETRY_AFTER,
+                message: Some(device.state_reason.clone()),
             }),
             DeviceState::Active => {
                 let chain = self

@@ -125,6 +125,7 @@ impl Fleets {
         let local = fleet.trusted.then(|| local_path(&fleet.repo)).flatten();
         let (found, observation) = watch::channel(Observation::default());
         let (listed, pull_requests) = watch::channel(PullRequests::default());
+        let (readings, reading) = watch::channel(None);
         let changes = watch::Sender::new(0);
         let stop = self.tasks.shutdown.child_token();
         let source = Source {
@@ -139,11 +140,14 @@ impl Fleets {
             fleet: fleet.id.clone(),
             root: root.clone(),
             mirror: mirror.clone(),
+            base: fleet.branch.clone(),
             forge: forge.clone(),
             observation: observation.clone(),
+            reading,
             pull_requests,
+            list: Arc::default(),
             poke: Arc::default(),
-            changes: changes.subscribe(),
+            changes: changes.clone(),
             source: source.poke.clone(),
             store: self.store.clone(),
         };
@@ -164,6 +168,7 @@ impl Fleets {
             mirror,
             observation,
             poke: reconcile.clone(),
+            readings,
             changes: changes.clone(),
             store: self.store.clone(),
             builds: self.builds.clone(),
@@ -172,7 +177,7 @@ impl Fleets {
         });
         let followed = Followed {
             source: source.poke.clone(),
-            pull_requests: Arc::default(),
+            pull_requests: branches.list.clone(),
             branches: branches.clone(),
             previews: previews.clone(),
             reconcile,

@@ -82,6 +82,8 @@ pub struct Parts {
     pub observation: watch::Receiver<Observation>,
     /// Says "look".
     pub poke: Arc<Notify>,
+    /// Takes what the tracked branch says, for those who work with it too.
+    pub readings: watch::Sender<Option<Arc<Reading>>>,
     /// Counts passes that changed a device's state, for those who wait for an approval.
     pub changes: watch::Sender<u64>,
     /// Remembers.
@@ -100,19 +102,23 @@ pub struct Reconciler {
     parts: Parts,
     reader: Reader,
     closures: ClosureCache,
-    read: Option<(Oid, Arc<Reading>)>,
+    read: Option<Arc<Reading>>,
     desires: desire::Memory,
 }
 
 /// What the repo says at one commit.
-struct Reading {
+pub struct Reading {
+    /// The commit.
+    pub commit: Oid,
+    /// The fleet, or why there is none.
+    pub fleet: Result<Fleet, String>,
     tree: Arc<dyn Tree>,
-    fleet: Result<Fleet, String>,
 }
 
 impl std::fmt::Debug for Reading {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reading")
+            .field("commit", &self.commit)
             .field("fleet", &self.fleet)
             .finish_non_exhaustive()
     }
@@ -197,23 +203,29 @@ impl Reconciler {
 
     /// Reads the fleet at a commit; the same commit is read once.
     async fn read(&mut self, commit: &Commit) -> Result<Arc<Reading>, ReconcileError> {
-        if let Some((id, reading)) = &self.read
-            && *id == commit.id
+        if let Some(reading) = &self.read
+            && reading.commit == commit.id
         {
             return Ok(reading.clone());
         }
         let tree: Arc<dyn Tree> = self.parts.mirror.tree(commit.id).await?;
         let mut reader = std::mem::take(&mut self.reader);
-        let root = self.parts.root.clone();
+        let (root, commit) = (self.parts.root.clone(), commit.id);
         let (reader, reading) = blocking(move || {
             let fleet = reader
                 .read(&*tree, &root)
                 .map_err(|error| error.to_string());
-            (reader, Arc::new(Reading { tree, fleet }))
+            let reading = Reading {
+                commit,
+                fleet,
+                tree,
+            };
+            (reader, Arc::new(reading))
         })
         .await?;
         self.reader = reader;
-        self.read = Some((commit.id, reading.clone()));
+        self.read = Some(reading.clone());
+        self.parts.readings.send_replace(Some(reading.clone()));
         Ok(reading)
     }
 

@@ -14,6 +14,7 @@
 //! says. A poke does not shorten that pause, and is not lost: it makes the next fetch come right after it.
 
 pub mod access;
+pub mod carried;
 pub mod git;
 mod local;
 pub mod mirror;

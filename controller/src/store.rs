@@ -11,6 +11,7 @@ pub mod content;
 pub mod devices;
 pub mod fleets;
 pub mod previews;
+pub mod proposals;
 pub mod tenants;
 pub mod tokens;
 
@@ -33,6 +34,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         2,
         "git_hosts",
         include_str!("../migrations/0002_git_hosts.sql"),
+    ),
+    (
+        3,
+        "proposals",
+        include_str!("../migrations/0003_proposals.sql"),
     ),
     (
         4,

@@ -54,6 +54,9 @@ pub struct EnrollPending {
     pub status: String,
     /// After how many seconds to call again.
     pub retry_after: u64,
+    /// What the device waits for, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// The answer `200`: the device is approved.

@@ -13,14 +13,11 @@ use super::{
     Api, ApiError, State,
     access::{InFleet, OfDevice},
 };
-use crate::{
-    source::mirror::ENROLL_BRANCHES,
-    store::{
-        StoreError, content,
-        devices::{self, Device, DeviceView},
-        fleets::FleetId,
-        tokens,
-    },
+use crate::store::{
+    StoreError, content,
+    devices::{self, Device, DeviceView},
+    fleets::FleetId,
+    tokens,
 };
 
 pub(super) async fn list(
@@ -243,8 +240,9 @@ fn view(view: DeviceView, labels: &HashMap<TokenId, String>) -> api::Device {
         conditions.extend(observed.report.conditions.iter().cloned());
     }
     api::Device {
-        enrollment_branch: (device.state == DeviceState::Pending)
-            .then(|| format!("{ENROLL_BRANCHES}{}", device.name)),
+        enrollment_branch: device
+            .enrollment_branch
+            .filter(|_| device.state == DeviceState::Pending),
         id: device.id,
         name: device.name,
         fleet: device.fleet.name,

@@ -172,7 +172,6 @@ impl From<BranchError> for ApiError {
             BranchError::Store(error) => error.into(),
             refused @ (BranchError::NotPending(_)
             | BranchError::NoBranch
-            | BranchError::Taken(_)
             | BranchError::Conflict(_)) => Self::refused(StatusCode::CONFLICT, refused.to_string()),
         }
     }

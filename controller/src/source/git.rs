@@ -99,6 +99,30 @@ fn until(retry_after: Option<Duration>) -> String {
         .unwrap_or_default()
 }
 
+impl GitError {
+    /// Whether the remote's rules, rather than its state or the network, are against a push.
+    pub fn is_declined(&self) -> bool {
+        let Self::Refused { message, .. } = self else {
+            return false;
+        };
+        let signs = [
+            "hook declined",
+            "protected branch",
+            "GH006",
+            "GH013",
+            "push declined",
+            "not allowed to push",
+            "error: 403",
+            "Permission to",
+            "Permission denied to",
+            "read only",
+            "(prohibited",
+            "deny updating",
+        ];
+        !self.is_race() && signs.iter().any(|sign| message.contains(sign))
+    }
+}
+
 /// Runs `git` in the bare repo `directory`.
 ///
 /// The program gets an environment without our secrets, may not ask questions, and is killed with the future.
@@ -216,11 +240,11 @@ fn authorities() -> impl Iterator<Item = (&'static str, OsString)> {
 /// Why the program failed, by what it printed.
 fn failure(operation: String, stdout: &str, stderr: &str) -> GitError {
     let (stderr, throttled) = throttle::split(stderr, clock::now_ms());
-    // A push tells on stdout why a ref was refused.
-    let lines: Vec<_> = stdout
-        .lines()
-        .filter(|line| line.starts_with('!'))
-        .chain(stderr)
+    // A push tells on stdout why a ref was refused: that is the last word.
+    let refused = stdout.lines().filter(|line| line.starts_with('!'));
+    let lines: Vec<_> = stderr
+        .into_iter()
+        .chain(refused)
         .map(str::trim)
         .filter(|line| !line.is_empty())
         .collect();

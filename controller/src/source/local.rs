@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use git2::{Error, ErrorCode, ObjectType, Odb, Oid, Repository, Sort, Tree};
 
-use super::mirror::{ENROLL, ENROLL_BRANCHES, PROPOSALS, TRACKED};
+use super::mirror::{BATCH_BRANCHES, ENROLL_BRANCHES, PROPOSALS, TRACKED};
 
 /// How many objects are copied; more are for `git fetch`.
 const MAX_OBJECTS: usize = 2000;
@@ -65,20 +65,23 @@ pub(super) fn bring(path: &Path, mirror: &Repository, branch: &str) -> Result<bo
 /// The mirror's refs as they should be.
 fn wanted(origin: &Repository, branch: &str) -> Result<BTreeMap<String, Oid>, Error> {
     let mut wanted = BTreeMap::new();
+    // The tracked branch comes last: a branch that was merged and deleted in between must not look deleted only.
+    for branches in [ENROLL_BRANCHES, BATCH_BRANCHES] {
+        for reference in origin.references_glob(&format!("refs/heads/{branches}*"))? {
+            let reference = reference?;
+            let name = String::from_utf8_lossy(reference.name_bytes()).into_owned();
+            if let (Some(name), Some(tip)) = (name.strip_prefix("refs/heads/"), reference.target())
+            {
+                wanted.insert(format!("refs/{name}"), tip);
+            }
+        }
+    }
     match origin.refname_to_id(&format!("refs/heads/{branch}")) {
         Ok(tip) => {
             wanted.insert(TRACKED.to_owned(), tip);
         }
         Err(error) if error.code() == ErrorCode::NotFound => {}
         Err(error) => return Err(error),
-    }
-    let prefix = format!("refs/heads/{ENROLL_BRANCHES}");
-    for reference in origin.references_glob(&format!("{prefix}*"))? {
-        let reference = reference?;
-        let name = String::from_utf8_lossy(reference.name_bytes()).into_owned();
-        if let (Some(device), Some(tip)) = (name.strip_prefix(&prefix), reference.target()) {
-            wanted.insert(format!("{ENROLL}{device}"), tip);
-        }
     }
     Ok(wanted)
 }
@@ -259,7 +262,7 @@ mod tests {
         assert_eq!(pair.mirror.refname_to_id(TRACKED).unwrap(), third);
         assert!(
             pair.mirror
-                .refname_to_id(&format!("{ENROLL}device-1"))
+                .refname_to_id("refs/longshore/enroll/device-1")
                 .is_ok()
         );
         pair.check();
@@ -274,7 +277,7 @@ mod tests {
         assert_eq!(pair.mirror.refname_to_id(TRACKED).unwrap(), forced);
         assert!(
             pair.mirror
-                .refname_to_id(&format!("{ENROLL}device-1"))
+                .refname_to_id("refs/longshore/enroll/device-1")
                 .is_err()
         );
         pair.check();

@@ -13,12 +13,12 @@ use std::{
     sync::Arc,
 };
 
-use git2::{FileMode, Oid, Repository, RepositoryInitOptions, Signature, build::TreeUpdateBuilder};
-use longshore_protocol::DeviceName;
+use git2::{Oid, Repository, RepositoryInitOptions, Signature};
 use tracing::{debug, warn};
 
 use super::{
     access::{self, Access, Credential, Trust},
+    carried::Step,
     git::{self, GitError},
     local,
     tree::GitTree,
@@ -29,9 +29,15 @@ pub(super) use proposal::PROPOSALS;
 pub use proposal::Proposal;
 
 pub(super) const TRACKED: &str = "refs/longshore/tracked";
-pub(super) const ENROLL: &str = "refs/longshore/enroll/";
-/// Where the enrollment branches are, in the fleet repo.
+/// Where the mirror keeps the enrollment branches: by their names, without `longshore/`.
+pub(super) const MIRRORED: &str = "refs/longshore/";
+/// Where enrollment branches of one device are, in the fleet repo.
 pub const ENROLL_BRANCHES: &str = "longshore/enroll/";
+/// Where enrollment branches of several devices are, in the fleet repo.
+pub const BATCH_BRANCHES: &str = "longshore/enroll-batch/";
+
+/// How many branches one `git push` carries: its arguments have bounds.
+const MAX_PUSHES: usize = 1000;
 
 /// A commit of the tracked branch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +55,8 @@ pub struct Commit {
 pub struct Refs {
     /// The tracked branch's commit; `None` where the branch or the repo is empty.
     pub tracked: Option<Commit>,
-    /// The enrollment branches by device name.
-    pub enrollment: BTreeMap<DeviceName, Oid>,
+    /// The enrollment branches by their full names: those below [`ENROLL_BRANCHES`] and [`BATCH_BRANCHES`].
+    pub enrollment: BTreeMap<String, Oid>,
 }
 
 /// One file to write or, without content, one file or folder to delete.
@@ -60,6 +66,17 @@ pub struct Edit {
     pub path: String,
     /// The new content.
     pub content: Option<String>,
+}
+
+/// One branch to push, or to delete.
+#[derive(Clone, Debug)]
+pub struct Push {
+    /// Its name.
+    pub branch: String,
+    /// What it is to point to; `None` deletes it.
+    pub commit: Option<Oid>,
+    /// What it must point to now, or must not exist.
+    pub expected: Option<Oid>,
 }
 
 /// The mirror of one fleet's repo.
@@ -113,10 +130,11 @@ impl Mirror {
             return self.refs().await;
         }
         let tracked = format!("+refs/heads/{}:{TRACKED}", self.branch);
-        let enrollment = format!("+refs/heads/{ENROLL_BRANCHES}*:{ENROLL}*");
-        match self.fetch_refs(&[&tracked, &enrollment]).await {
+        let [single, batch] = [ENROLL_BRANCHES, BATCH_BRANCHES]
+            .map(|branches| format!("+refs/heads/{branches}*:{}*", mirrored(branches)));
+        match self.fetch_refs(&[&tracked, &single, &batch]).await {
             Err(error) if error.is_missing_branch() => {
-                self.fetch_refs(&[&enrollment]).await?;
+                self.fetch_refs(&[&single, &batch]).await?;
                 self.blocking(|mirror| {
                     match mirror.repo()?.find_reference(TRACKED) {
                         Ok(mut reference) => reference.delete()?,
@@ -147,7 +165,7 @@ impl Mirror {
         })
     }
 
-    async fn fetch_refs(&self, refs: &[&str]) -> Result<(), GitError> {
+    pub(super) async fn fetch_refs(&self, refs: &[&str]) -> Result<(), GitError> {
         let arguments = [
             "fetch",
             "--quiet",
@@ -227,12 +245,14 @@ impl Mirror {
                 Err(error) => return Err(error.into()),
             };
             let mut enrollment = BTreeMap::new();
-            for reference in repo.references_glob(&format!("{ENROLL}*"))? {
-                let reference = reference?;
-                let name = String::from_utf8_lossy(reference.name_bytes()).into_owned();
-                let device = name.strip_prefix(ENROLL).and_then(|name| name.parse().ok());
-                if let (Some(device), Some(id)) = (device, reference.target()) {
-                    enrollment.insert(device, id);
+            for branches in [ENROLL_BRANCHES, BATCH_BRANCHES] {
+                for reference in repo.references_glob(&format!("{}*", mirrored(branches)))? {
+                    let reference = reference?;
+                    let name = std::str::from_utf8(reference.name_bytes()).ok();
+                    let name = name.and_then(|name| name.strip_prefix("refs/"));
+                    if let (Some(name), Some(id)) = (name, reference.target()) {
+                        enrollment.insert(name.to_owned(), id);
+                    }
                 }
             }
             Ok(Refs {
@@ -256,31 +276,8 @@ impl Mirror {
         edits: Vec<Edit>,
         message: String,
     ) -> Result<Oid, GitError> {
-        self.blocking(move |mirror| {
-            let repo = mirror.repo()?;
-            let parent = parent.map(|id| repo.find_commit(id)).transpose()?;
-            let base = match &parent {
-                Some(parent) => parent.tree()?,
-                None => repo.find_tree(repo.treebuilder(None)?.write()?)?,
-            };
-            let mut builder = TreeUpdateBuilder::new();
-            for edit in &edits {
-                match &edit.content {
-                    Some(content) => {
-                        let blob = repo.blob(content.as_bytes())?;
-                        builder.upsert(edit.path.as_str(), blob, FileMode::Blob);
-                    }
-                    None => {
-                        builder.remove(edit.path.as_str());
-                    }
-                }
-            }
-            let tree = repo.find_tree(builder.create_updated(&repo, &base)?)?;
-            let author = author()?;
-            let parents: Vec<_> = parent.iter().collect();
-            Ok(repo.commit(None, &author, &author, &message, &tree, &parents)?)
-        })
-        .await
+        let commits = self.stack(parent, vec![Step { edits, message }]).await?;
+        commits.last().copied().ok_or(GitError::Cut)
     }
 
     /// Makes the commit that merges `theirs` into `ours`; `None` where they conflict.
@@ -309,48 +306,44 @@ impl Mirror {
 
     /// Pushes a commit to the tracked branch, if nobody else did since `expected`.
     pub async fn push_tracked(&self, commit: Oid, expected: Option<Oid>) -> Result<(), GitError> {
-        self.push(&self.branch, Some(commit), expected).await
+        self.push_all(&[Push {
+            branch: self.branch.clone(),
+            commit: Some(commit),
+            expected,
+        }])
+        .await
     }
 
-    /// Pushes a device's enrollment branch, or deletes it.
-    pub async fn push_enrollment(
-        &self,
-        device: &DeviceName,
-        commit: Option<Oid>,
-        expected: Option<Oid>,
-    ) -> Result<(), GitError> {
-        self.push(&format!("{ENROLL_BRANCHES}{device}"), commit, expected)
-            .await
-    }
-
-    async fn push(
-        &self,
-        branch: &str,
-        commit: Option<Oid>,
-        expected: Option<Oid>,
-    ) -> Result<(), GitError> {
+    /// Pushes each of these, if nobody else did since what it expects. One that is refused does not keep the
+    /// others back; what became of each, the next fetch tells.
+    pub async fn push_all(&self, pushes: &[Push]) -> Result<(), GitError> {
         let text = |id: Option<Oid>| id.map(|id| id.to_string()).unwrap_or_default();
-        let lease = format!("--force-with-lease=refs/heads/{branch}:{}", text(expected));
-        let refspec = format!("{}:refs/heads/{branch}", text(commit));
-        let arguments = [
-            "push",
-            "--quiet",
-            "--no-verify",
-            "--porcelain",
-            &lease,
-            "--",
-            &self.remote,
-            &refspec,
-        ];
-        git::run(&self.directory, &self.access, arguments).await?;
-        Ok(())
+        let mut result = Ok(());
+        for pushes in pushes.chunks(MAX_PUSHES) {
+            let leases = pushes.iter().map(|push| {
+                let expected = text(push.expected);
+                format!("--force-with-lease=refs/heads/{}:{expected}", push.branch)
+            });
+            let refs = pushes
+                .iter()
+                .map(|push| format!("{}:refs/heads/{}", text(push.commit), push.branch));
+            let arguments = ["push", "--quiet", "--no-verify", "--porcelain"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(leases)
+                .chain(["--".to_owned(), self.remote.clone()])
+                .chain(refs);
+            let done = git::run(&self.directory, &self.access, arguments).await;
+            result = result.and(done.map(drop));
+        }
+        result
     }
 
-    fn repo(&self) -> Result<Repository, git2::Error> {
+    pub(super) fn repo(&self) -> Result<Repository, git2::Error> {
         Repository::open_bare(&self.directory)
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> Result<T, GitError> + Send + 'static,
     ) -> Result<T, GitError> {
@@ -362,6 +355,12 @@ impl Mirror {
     }
 }
 
-fn author() -> Result<Signature<'static>, git2::Error> {
+/// Where the mirror keeps the branches below a name.
+fn mirrored(branches: &str) -> String {
+    let name = branches.strip_prefix("longshore/").unwrap_or(branches);
+    format!("{MIRRORED}{name}")
+}
+
+pub(super) fn author() -> Result<Signature<'static>, git2::Error> {
     Signature::now("Longshore", "longshore@localhost")
 }

@@ -1,10 +1,12 @@
 //! Devices: what they are, with what they should run and what they report.
 
 mod describe;
+mod pending;
 mod states;
 
 use std::collections::BTreeMap;
 
+use git2::Oid;
 use longshore_protocol::{
     Condition, ConditionStatus, DeviceId, DeviceName, Digest, TenantName, TokenId,
     api::{DeviceState, Facts},
@@ -14,6 +16,7 @@ use sqlx::{AnyConnection, FromRow};
 
 pub use self::{
     describe::{Description, describe},
+    pending::{Assignment, Waiting, assign, put_waiting, reject, set_branch_pushed},
     states::{Desired, Observed, desired, put_desired, put_observed, raise_generation},
 };
 use super::{
@@ -37,7 +40,11 @@ pub struct Device {
     pub state_reason: String,
     /// The token it enrolled with.
     pub token: TokenId,
-    /// Whether the controller pushed its enrollment branch.
+    /// The enrollment branch that carries it.
+    pub enrollment_branch: Option<String>,
+    /// The commit that adds it there.
+    pub enrollment_commit: Option<Oid>,
+    /// Whether the repo had that branch, with the device's key: from then on, its absence means a rejection.
     pub branch_pushed: bool,
     /// Whether its folder is still to be deleted from the tracked branch.
     pub folder_to_delete: bool,
@@ -103,6 +110,8 @@ struct Row {
     state: String,
     state_reason: String,
     token_id: String,
+    enrollment_branch: Option<String>,
+    enrollment_commit: Option<String>,
     branch_pushed: i64,
     folder_to_delete: i64,
     labels: String,
@@ -129,6 +138,11 @@ impl TryFrom<Row> for Device {
             state: state_of(&row.state)?,
             state_reason: row.state_reason,
             token: parse(&row.token_id, "devices.token_id")?,
+            enrollment_branch: row.enrollment_branch,
+            enrollment_commit: row
+                .enrollment_commit
+                .map(|commit| parse(&commit, "devices.enrollment_commit"))
+                .transpose()?,
             branch_pushed: row.branch_pushed != 0,
             folder_to_delete: row.folder_to_delete != 0,
             labels: from_json(&row.labels, "devices.labels")?,
@@ -168,9 +182,9 @@ fn state_of(text: &str) -> Result<DeviceState, StoreError> {
 pub async fn insert(db: &mut AnyConnection, device: &Device) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO devices (tenant, id, fleet, name, public_key, state, state_reason, token_id,
-            branch_pushed, folder_to_delete, labels, facts, conditions, source_address, connected,
+            enrollment_branch, enrollment_commit, branch_pushed, folder_to_delete, labels, facts, conditions, source_address, connected,
             last_seen, created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
     )
     .bind(device.fleet.tenant.as_str())
     .bind(device.id.as_str())
@@ -180,6 +194,8 @@ pub async fn insert(db: &mut AnyConnection, device: &Device) -> Result<(), Store
     .bind(state_name(device.state))
     .bind(&device.state_reason)
     .bind(device.token.as_str())
+    .bind(device.enrollment_branch.as_deref())
+    .bind(device.enrollment_commit.map(|id| id.to_string()))
     .bind(i64::from(device.branch_pushed))
     .bind(i64::from(device.folder_to_delete))
     .bind(json(&device.labels))
@@ -299,20 +315,6 @@ pub async fn set_state(
             .execute(&mut *db)
             .await?;
     }
-    Ok(())
-}
-
-/// Remembers that the enrollment branch of a pending device is in the repo.
-pub async fn set_branch_pushed(
-    db: &mut AnyConnection,
-    tenant: &TenantName,
-    device: &DeviceId,
-) -> Result<(), StoreError> {
-    sqlx::query("UPDATE devices SET branch_pushed = 1 WHERE tenant = $1 AND id = $2")
-        .bind(tenant.as_str())
-        .bind(device.as_str())
-        .execute(db)
-        .await?;
     Ok(())
 }
 

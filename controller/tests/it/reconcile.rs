@@ -3,6 +3,6 @@
 
 mod devices;
 mod random;
-mod render;
+pub mod render;
 mod revisions;
 pub mod world;

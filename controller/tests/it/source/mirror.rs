@@ -6,15 +6,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use longshore_controller::source::mirror::Edit;
-use longshore_protocol::DeviceName;
+use longshore_controller::source::mirror::{Edit, Push};
 
 use super::Mirrored;
 use crate::repo::{Repo, git};
-
-fn name(text: &str) -> DeviceName {
-    text.parse().unwrap()
-}
 
 fn edit(path: &str, content: Option<&str>) -> Edit {
     Edit {
@@ -114,20 +109,45 @@ async fn enrollment_branches_come_and_go() {
     }
     let mirrored = Mirrored::of(&repo, "main").await;
     let refs = mirrored.mirror.fetch().await.unwrap();
-    let names: Vec<_> = refs.enrollment.keys().map(ToString::to_string).collect();
-    assert_eq!(names, ["device-1", "device-2"]);
+    let names: Vec<_> = refs.enrollment.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "longshore/enroll/Neither_This",
+            "longshore/enroll/device-1",
+            "longshore/enroll/device-2",
+            "longshore/enroll/not/a/device"
+        ]
+    );
     repo.delete("longshore/enroll/device-1");
     // A folder becomes a branch.
     repo.delete("longshore/enroll/not/a/device");
     repo.point("longshore/enroll/not", tip);
     let refs = mirrored.mirror.fetch().await.unwrap();
-    let names: Vec<_> = refs.enrollment.keys().map(ToString::to_string).collect();
-    assert_eq!(names, ["device-2", "not"]);
+    let names: Vec<_> = refs.enrollment.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "longshore/enroll/Neither_This",
+            "longshore/enroll/device-2",
+            "longshore/enroll/not"
+        ]
+    );
     // They come and go without the tracked branch as well.
     repo.delete("main");
     repo.delete("longshore/enroll/not");
+    repo.point("longshore/enroll-batch/a", tip);
     let refs = mirrored.mirror.fetch().await.unwrap();
-    assert_eq!((refs.tracked, refs.enrollment.len()), (None, 1));
+    assert_eq!(refs.tracked, None);
+    let names: Vec<_> = refs.enrollment.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "longshore/enroll-batch/a",
+            "longshore/enroll/Neither_This",
+            "longshore/enroll/device-2"
+        ]
+    );
 }
 
 #[tokio::test]
@@ -147,29 +167,25 @@ async fn a_push_that_lost_a_race_says_so() {
     assert_eq!(repo.tip("main"), Some(theirs), "nobody's work is lost");
 
     // A branch that is to be new, and is not.
-    let device = name("device-1");
-    mirror
-        .push_enrollment(&device, Some(ours), None)
-        .await
-        .unwrap();
-    let error = mirror
-        .push_enrollment(&device, Some(tip), None)
-        .await
-        .unwrap_err();
+    let push = async |commit, expected| {
+        let branch = "longshore/enroll/device-1".to_owned();
+        let push = Push {
+            branch,
+            commit,
+            expected,
+        };
+        mirror.push_all(&[push]).await
+    };
+    push(Some(ours), None).await.unwrap();
+    let error = push(Some(tip), None).await.unwrap_err();
     assert!(error.is_race(), "{error:?}");
     // One that is to be deleted, and moved; and one that is gone already.
-    let error = mirror
-        .push_enrollment(&device, None, Some(tip))
-        .await
-        .unwrap_err();
+    let error = push(None, Some(tip)).await.unwrap_err();
     assert!(error.is_race(), "{error:?}");
     assert_eq!(repo.tip("longshore/enroll/device-1"), Some(ours));
-    mirror
-        .push_enrollment(&device, None, Some(ours))
-        .await
-        .unwrap();
+    push(None, Some(ours)).await.unwrap();
     assert_eq!(repo.tip("longshore/enroll/device-1"), None);
-    let again = mirror.push_enrollment(&device, None, Some(ours)).await;
+    let again = push(None, Some(ours)).await;
     assert!(again.is_ok() || again.unwrap_err().is_race());
 }
 
@@ -191,6 +207,7 @@ async fn a_refusal_by_the_other_side_is_no_race() {
     let error = mirror.push_tracked(ours, Some(tip)).await.unwrap_err();
     assert!(!error.is_race(), "{error:?}");
     assert!(error.to_string().contains("main is protected"), "{error}");
+    assert!(error.is_declined(), "{error:?}");
 }
 
 #[tokio::test]

@@ -88,7 +88,7 @@ async fn a_device_comes_back_as_it_was(database: Database) {
     devices::set_connected(&mut db, tenant, id, false, 77)
         .await
         .unwrap();
-    devices::set_branch_pushed(&mut db, tenant, &device_id(2))
+    devices::set_branch_pushed(&mut db, tenant, &[device_id(2)])
         .await
         .unwrap();
     let found = devices::by_id(&mut db, id).await.unwrap().unwrap();
@@ -263,7 +263,7 @@ async fn another_tenants_device_cannot_be_changed(database: Database) {
     devices::describe(&mut db, &tenant, &[description])
         .await
         .unwrap();
-    devices::set_branch_pushed(&mut db, &tenant, id)
+    devices::set_branch_pushed(&mut db, &tenant, std::slice::from_ref(id))
         .await
         .unwrap();
     devices::set_folder_to_delete(&mut db, &tenant, id, true)

@@ -192,7 +192,7 @@ async fn use_everything(database: &Database) {
         .await
         .unwrap();
     devices::describe(db, tenant, &[description]).await.unwrap();
-    devices::set_branch_pushed(db, tenant, &first.id)
+    devices::set_branch_pushed(db, tenant, std::slice::from_ref(&first.id))
         .await
         .unwrap();
     devices::set_folder_to_delete(db, tenant, &first.id, false)

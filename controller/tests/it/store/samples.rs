@@ -62,6 +62,8 @@ pub fn device(fleet: &FleetId, n: u32) -> Device {
         state: DeviceState::Pending,
         state_reason: "waits for approval".to_owned(),
         token: TokenId::from_random([1; 16]),
+        enrollment_branch: None,
+        enrollment_commit: None,
         branch_pushed: false,
         folder_to_delete: false,
         labels: BTreeMap::from([("site".to_owned(), "madrid".to_owned())]),

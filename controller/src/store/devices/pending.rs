@@ -1,0 +1,149 @@
+//! Devices that wait: which enrollment branch carries them, what they wait for, and their rejection.
+
+use git2::Oid;
+use longshore_protocol::{Condition, DeviceId, TenantName};
+use sqlx::AnyConnection;
+
+use crate::store::{ROWS_PER_STATEMENT, StoreError, in_chunks, json, placeholders};
+
+/// Which enrollment branch carries a device.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// The device.
+    pub id: DeviceId,
+    /// The branch, if any.
+    pub branch: Option<String>,
+    /// The commit that adds the device there, once it is made.
+    pub commit: Option<Oid>,
+}
+
+impl Assignment {
+    /// Takes a device off its branch.
+    pub fn none(id: DeviceId) -> Self {
+        Self {
+            id,
+            branch: None,
+            commit: None,
+        }
+    }
+}
+
+/// What a pending device waits for.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// The device.
+    pub id: DeviceId,
+    /// In one line, for the device and for people.
+    pub reason: String,
+    /// The controller's statements.
+    pub conditions: Vec<Condition>,
+}
+
+/// Puts devices on enrollment branches, or takes them off.
+pub async fn assign(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    assignments: &[Assignment],
+) -> Result<(), StoreError> {
+    in_chunks(
+        db,
+        assignments,
+        4,
+        |rows| {
+            format!(
+                "UPDATE devices SET enrollment_branch = NULLIF(v.column3, ''),
+                    enrollment_commit = NULLIF(v.column4, ''),
+                    branch_pushed = CASE WHEN v.column3 = '' THEN 0 ELSE branch_pushed END
+                 FROM (VALUES {rows}) AS v
+                 WHERE devices.tenant = v.column1 AND devices.id = v.column2"
+            )
+        },
+        |query, row| {
+            query
+                .bind(tenant.to_string())
+                .bind(row.id.to_string())
+                .bind(row.branch.clone().unwrap_or_default())
+                .bind(row.commit.map(|id| id.to_string()).unwrap_or_default())
+        },
+    )
+    .await?;
+    Ok(())
+}
+
+/// Remembers that the repo has the enrollment branches of these devices, with their keys.
+pub async fn set_branch_pushed(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    devices: &[DeviceId],
+) -> Result<(), StoreError> {
+    for chunk in devices.chunks(ROWS_PER_STATEMENT) {
+        let sql = format!(
+            "UPDATE devices SET branch_pushed = 1 WHERE id IN {} AND tenant = ${}",
+            placeholders(1, chunk.len()),
+            chunk.len() + 1,
+        );
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        for device in chunk {
+            query = query.bind(device.as_str());
+        }
+        query.bind(tenant.as_str()).execute(&mut *db).await?;
+    }
+    Ok(())
+}
+
+/// Says what pending devices wait for.
+pub async fn put_waiting(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    waiting: &[Waiting],
+) -> Result<(), StoreError> {
+    in_chunks(
+        db,
+        waiting,
+        4,
+        |rows| {
+            format!(
+                "UPDATE devices SET state_reason = v.column3, conditions = v.column4
+                 FROM (VALUES {rows}) AS v
+                 WHERE devices.tenant = v.column1 AND devices.id = v.column2 AND state = 'pending'"
+            )
+        },
+        |query, row| {
+            query
+                .bind(tenant.to_string())
+                .bind(row.id.to_string())
+                .bind(row.reason.clone())
+                .bind(json(&row.conditions))
+        },
+    )
+    .await?;
+    Ok(())
+}
+
+/// Rejects pending devices, each for its reason. One that was approved in the meantime stays approved.
+pub async fn reject(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    rejected: &[(DeviceId, String)],
+) -> Result<(), StoreError> {
+    in_chunks(
+        db,
+        rejected,
+        3,
+        |rows| {
+            format!(
+                "UPDATE devices SET state = 'rejected', state_reason = v.column3, conditions = '[]'
+                 FROM (VALUES {rows}) AS v
+                 WHERE devices.tenant = v.column1 AND devices.id = v.column2 AND state = 'pending'"
+            )
+        },
+        |query, (id, reason)| {
+            query
+                .bind(tenant.to_string())
+                .bind(id.to_string())
+                .bind(reason.clone())
+        },
+    )
+    .await?;
+    Ok(())
+}
