@@ -8,7 +8,8 @@
 //!
 //! Level-triggered: each look compares what should be told with what was told, which the store remembers. So a
 //! restart repeats nothing, a forge that does not answer gets the newest state later, and the last thing told is
-//! what is true. While something moves there is a look every [`BUSY`]; then they become rarer.
+//! what is true. Whatever moves says "look"; the timer guarantees it. The more a commit was told of, the rarer
+//! counts become; how it stands is told at once all the same, unless it flaps.
 //!
 //! A commit that was told to be under way when a newer one took its place is told to be superseded, so that no
 //! commit waits for ever.
@@ -17,7 +18,10 @@ use std::{sync::Arc, time::Duration};
 
 use longshore_protocol::{ConditionStatus, DeviceName, api::DeviceState};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -32,14 +36,15 @@ use crate::{
     },
 };
 
-/// What the status is called.
-pub const CONTEXT: &str = "longshore/sync";
-/// How often to look while something moves, which is how often the forge is told at most.
+/// How often to look at most, which is how often the forge is told at most.
 const BUSY: Duration = Duration::from_secs(2);
-/// How often to look while a commit is under way, and nothing moves.
-const WAITING: Duration = Duration::from_secs(5);
-/// How often to look when a commit has arrived: a device may fail later, too.
+/// How often to look when nobody says that something moved.
 const CALM: Duration = Duration::from_secs(30);
+/// After how many statuses of one commit the pause before the next one doubles: GitHub takes 1000 of a commit.
+/// <https://docs.github.com/en/rest/commits/statuses#create-a-commit-status>
+const PATIENCE: u32 = 25;
+/// The longest pause between two statuses of one commit.
+const MAX_PAUSE: Duration = Duration::from_hours(6);
 /// The longest pause between two tries of a forge that does not answer.
 const MAX_BACKOFF: Duration = Duration::from_mins(5);
 /// How many failing devices a status names.
@@ -54,25 +59,19 @@ enum TellError {
     Forge(#[from] ForgeError),
 }
 
-/// What a look found.
-enum Look {
-    /// Something to tell, and it was told.
-    News,
-    /// A commit that is under way, as was told.
-    UnderWay,
-    /// Nothing that is expected to change soon.
-    Nothing,
-}
-
 /// Follows the rollouts of one fleet.
 #[derive(Debug)]
 pub struct CommitStatuses {
     /// The fleet.
     pub fleet: FleetId,
+    /// What the status is called.
+    pub context: String,
     /// Where its repo is.
     pub forge: Arc<dyn Forge>,
     /// What the source sees.
     pub observation: watch::Receiver<Observation>,
+    /// Says that the fleet's status or a device moved.
+    pub progress: Arc<Notify>,
     /// Remembers.
     pub store: Store,
 }
@@ -83,6 +82,38 @@ struct Told {
     commit: String,
     state: StatusState,
     description: String,
+    /// How many statuses of the commit changed the state, and how many did not.
+    #[serde(default)]
+    turns: u32,
+    #[serde(default)]
+    steps: u32,
+}
+
+impl Told {
+    /// What is to be told after `before`, and how long after it.
+    fn after(self, before: Option<&Self>) -> (Self, Duration) {
+        let Some(before) = before.filter(|before| before.commit == self.commit) else {
+            return (self, Duration::ZERO);
+        };
+        let (mut turns, mut steps) = (before.turns, before.steps);
+        let times = if before.state == self.state {
+            &mut steps
+        } else {
+            &mut turns
+        };
+        *times = times.saturating_add(1);
+        let doubled = BUSY.saturating_mul(1 << (*times / PATIENCE).min(20));
+        let told = Self {
+            turns,
+            steps,
+            ..self
+        };
+        (told, doubled.min(MAX_PAUSE))
+    }
+
+    fn says(&self, commit: &str, state: StatusState, description: &str) -> bool {
+        self.commit == commit && self.state == state && self.description == description
+    }
 }
 
 /// How far a commit is.
@@ -106,49 +137,42 @@ impl CommitStatuses {
     /// Looks and tells until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut failures: u32 = 0;
-        let mut calm = BUSY;
+        let mut told_at = None;
         loop {
             self.observation.mark_unchanged();
-            let mut asked_to_wait = Duration::ZERO;
-            match self.look().await {
-                Ok(Look::News) => {
+            let (mut floor, mut pause) = (BUSY, CALM);
+            match self.look(&mut told_at).await {
+                Ok(rest) => {
                     failures = 0;
-                    calm = BUSY;
-                }
-                Ok(Look::UnderWay) => {
-                    failures = 0;
-                    calm = WAITING;
-                }
-                Ok(Look::Nothing) => {
-                    failures = 0;
-                    calm = (calm * 2).min(CALM);
+                    pause = rest.unwrap_or(CALM).min(CALM);
                 }
                 Err(error) => {
                     if failures == 0 {
                         warn!(error = %chain(&error), "this will be tried again");
                     }
                     failures += 1;
-                    calm = BUSY.saturating_mul(1 << failures.min(9)).min(MAX_BACKOFF);
+                    // What moves does not shorten what the forge asked for.
+                    floor = BUSY.saturating_mul(1 << failures.min(9)).min(MAX_BACKOFF);
                     if let TellError::Forge(error) = &error {
-                        asked_to_wait = error.retry_after().unwrap_or_default();
+                        floor = floor.max(error.retry_after().unwrap_or_default());
                     }
                 }
             }
-            // A new commit does not shorten what the forge asked for, nor what it is told at most.
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(asked_to_wait.max(BUSY)) => {}
+                () = tokio::time::sleep(floor) => {}
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(calm.saturating_sub(BUSY)) => {}
+                () = tokio::time::sleep(pause.saturating_sub(floor)) => {}
+                () = self.progress.notified() => {}
                 told = self.observation.changed() => if told.is_err() { return },
             }
         }
     }
 
-    /// Tells what is new, if anything.
-    async fn look(&self) -> Result<Look, TellError> {
+    /// Tells what is new, if anything. Returns how long to wait where it is too early.
+    async fn look(&self, told_at: &mut Option<Instant>) -> Result<Option<Duration>, TellError> {
         let tracked = self
             .observation
             .borrow()
@@ -156,29 +180,47 @@ impl CommitStatuses {
             .as_ref()
             .and_then(|refs| Some(refs.tracked.as_ref()?.id.to_string()));
         let Some(commit) = tracked else {
-            return Ok(Look::Nothing);
+            return Ok(None);
         };
         let mut db = self.store.read().await?;
         let Some(fleet) = fleets::find(&mut db, &self.fleet).await? else {
-            return Ok(Look::Nothing);
+            return Ok(None);
         };
         let devices = devices::list(&mut db, &self.fleet).await?;
         let told = fleets::reported(&mut db, &self.fleet).await?;
         drop(db);
-        // What an older version wrote is told again.
         let told: Option<Told> = told.and_then(|told| serde_json::from_str(&told).ok());
-        let progress = Progress::of(&commit, &fleet.status, &devices);
         if let Some(told) = told.as_ref().filter(|told| told.commit != commit) {
             self.supersede(told, &commit).await?;
         }
-        let now = progress.told(commit);
-        if told.as_ref() == Some(&now) {
-            return Ok(match now.state {
-                StatusState::Pending => Look::UnderWay,
-                StatusState::Success | StatusState::Failure => Look::Nothing,
-            });
+        let (state, description) = Progress::of(&commit, &fleet.status, &devices).describe();
+        if told
+            .as_ref()
+            .is_some_and(|told| told.says(&commit, state, &description))
+        {
+            return Ok(None);
         }
-        self.tell(&now).await?;
+        let new = Told {
+            commit,
+            state,
+            description,
+            turns: 0,
+            steps: 0,
+        };
+        let (now, pause) = new.after(told.as_ref());
+        if let Some(rest) = told_at.and_then(|at| pause.checked_sub(at.elapsed()))
+            && !rest.is_zero()
+        {
+            return Ok(Some(rest));
+        }
+        match self.tell(&now).await {
+            // It would refuse it again; what comes next, it may take.
+            Err(error @ ForgeError::Refused { .. }) => {
+                warn!(error = %chain(&error), revision = now.commit, "its status stays as it is");
+            }
+            done => done?,
+        }
+        *told_at = Some(Instant::now());
         let text = serde_json::to_string(&now).unwrap_or_default();
         let mut db = self.store.write().await?;
         fleets::set_reported(&mut db, &self.fleet, &text).await?;
@@ -190,7 +232,7 @@ impl CommitStatuses {
                 "told the forge"
             );
         }
-        Ok(Look::News)
+        Ok(None)
     }
 
     /// Ends the status of a commit that a newer one took the place of.
@@ -200,9 +242,9 @@ impl CommitStatuses {
         }
         let by = by.get(..12).unwrap_or(by);
         let last = Told {
-            commit: told.commit.clone(),
             state: StatusState::Success,
             description: format!("superseded by {by} at {}", told.description),
+            ..told.clone()
         };
         match self.tell(&last).await {
             // A force push may have taken the commit away; then there is nothing to tell.
@@ -216,7 +258,7 @@ impl CommitStatuses {
 
     async fn tell(&self, told: &Told) -> Result<(), ForgeError> {
         let status = CommitStatus {
-            context: CONTEXT,
+            context: self.context.clone(),
             state: told.state,
             description: told.description.clone(),
             url: None,
@@ -251,16 +293,7 @@ impl Progress {
         }
     }
 
-    /// What is to be told of `commit`.
-    fn told(&self, commit: String) -> Told {
-        let (state, description) = self.describe();
-        Told {
-            commit,
-            state,
-            description,
-        }
-    }
-
+    /// What is to be told.
     fn describe(&self) -> (StatusState, String) {
         if let Some(problem) = &self.unreadable {
             return (StatusState::Failure, problem.clone());
@@ -379,5 +412,30 @@ mod tests {
         ] {
             assert_eq!(progress.describe(), (state, description.to_owned()));
         }
+    }
+
+    #[test]
+    fn counts_become_rarer_and_what_matters_does_not() {
+        use StatusState::{Pending, Success};
+        let told = |state, steps| Told {
+            commit: "c".to_owned(),
+            state,
+            description: String::new(),
+            turns: 0,
+            steps,
+        };
+        let after = |state, before: &Told| told(state, 0).after(Some(before));
+        assert_eq!(told(Pending, 0).after(None).1, Duration::ZERO);
+        assert_eq!(after(Pending, &told(Pending, 3)).1, BUSY);
+        assert_eq!(after(Pending, &told(Pending, 49)).1, BUSY * 4);
+        assert_eq!(after(Success, &told(Pending, 900)).1, BUSY);
+        // However it moves, a commit stays below what GitHub takes for months.
+        let (mut now, mut spent, mut times) = (told(Pending, 0), Duration::ZERO, 0);
+        while times < 500 {
+            let state = if times % 3 == 0 { Success } else { Pending };
+            let (next, pause) = after(state, &now);
+            (now, spent, times) = (next, spent + pause, times + 1);
+        }
+        assert!(spent > Duration::from_hours(24 * 7), "{spent:?}");
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     enrollment::branches::Branches,
     error::chain,
     forge::{
-        Forge,
+        self, Forge,
         connection::Connection,
         watch::{PullRequests, Watch},
     },
@@ -44,6 +44,7 @@ struct Followed {
     branches: Branches,
     previews: BranchPreviews,
     reconcile: Arc<Notify>,
+    progress: Arc<Notify>,
     changes: watch::Sender<u64>,
     stop: CancellationToken,
 }
@@ -162,6 +163,7 @@ impl Fleets {
             observation: observation.clone(),
         };
         let reconcile: Arc<Notify> = Arc::default();
+        let progress: Arc<Notify> = Arc::default();
         let reconciler = Reconciler::new(Parts {
             fleet: fleet.id.clone(),
             root,
@@ -170,6 +172,7 @@ impl Fleets {
             poke: reconcile.clone(),
             readings,
             changes: changes.clone(),
+            progress: progress.clone(),
             store: self.store.clone(),
             builds: self.builds.clone(),
             hub: self.hub.clone(),
@@ -181,6 +184,7 @@ impl Fleets {
             branches: branches.clone(),
             previews: previews.clone(),
             reconcile,
+            progress: progress.clone(),
             changes,
             stop: stop.clone(),
         };
@@ -193,7 +197,9 @@ impl Fleets {
         let source = source.run(found, stop.clone()).instrument(span.clone());
         self.tasks.sound("a fleet's source", source);
         if let Some(forge) = forge {
-            span.in_scope(|| self.follow_forge(fleet, &forge, previews, listed, poke, &stop));
+            span.in_scope(|| {
+                self.follow_forge(fleet, &forge, previews, (listed, poke), progress, &stop);
+            });
         }
         let branches = branches.run(stop.clone()).instrument(span.clone());
         self.tasks.sound("a fleet's enrollment", branches);
@@ -210,18 +216,21 @@ impl Fleets {
         fleet: &Fleet,
         forge: &Arc<dyn Forge>,
         previews: BranchPreviews,
-        listed: watch::Sender<PullRequests>,
-        poke: Arc<Notify>,
+        (listed, poke): (watch::Sender<PullRequests>, Arc<Notify>),
+        progress: Arc<Notify>,
         stop: &CancellationToken,
     ) {
         let statuses = CommitStatuses {
             fleet: fleet.id.clone(),
+            context: forge::context("sync", previews.engine.root()),
             forge: forge.clone(),
             observation: previews.observation.clone(),
+            progress,
             store: self.store.clone(),
         };
         let previews = Previews {
             fleet: fleet.id.clone(),
+            context: forge::context("preview", previews.engine.root()),
             forge: forge.clone(),
             mirror: previews.mirror,
             observation: previews.observation,
@@ -279,6 +288,13 @@ impl Fleets {
         if let Some(followed) = self.followed().get(fleet) {
             followed.reconcile.notify_one();
             followed.branches.poke.notify_one();
+        }
+    }
+
+    /// Tells that a device of a fleet reported something new.
+    pub fn progressed(&self, fleet: &FleetId) {
+        if let Some(followed) = self.followed().get(fleet) {
+            followed.progress.notify_one();
         }
     }
 

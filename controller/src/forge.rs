@@ -24,6 +24,7 @@ pub mod watch;
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
+use longshore_fleet::RepoPath;
 use secrecy::SecretString;
 
 /// The repo of one fleet at its Git host.
@@ -145,14 +146,24 @@ pub struct PullRequestText {
 /// What a forge shows beside a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitStatus {
-    /// What it is about: `longshore/sync`, `longshore/preview`.
-    pub context: &'static str,
+    /// What it is about, as [`context`] names it.
+    pub context: String,
     /// How it stands.
     pub state: StatusState,
     /// One line; a forge cuts it where it is too long for it (GitHub: 140 characters).
     pub description: String,
     /// Where to read more.
     pub url: Option<String>,
+}
+
+/// The name of a status: `longshore/sync`. Fleets may share a repo, and so its commits; those that are not at its
+/// root add their folder: `longshore/sync/shops`.
+pub fn context(about: &str, root: &RepoPath) -> String {
+    if root.is_root() {
+        format!("longshore/{about}")
+    } else {
+        format!("longshore/{about}/{root}")
+    }
 }
 
 /// How a commit status stands.

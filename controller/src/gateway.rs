@@ -35,6 +35,7 @@ use tracing::{Instrument as _, debug, info_span, warn};
 use crate::{
     ca::{Ca, identity_of},
     error::chain,
+    fleets::Fleets,
     hub::Hub,
     metrics::Metrics,
     secret::Keyring,
@@ -58,6 +59,8 @@ pub struct Gateway {
     pub store: Store,
     /// Knows who is connected.
     pub hub: Arc<Hub>,
+    /// Are told of what devices report.
+    pub fleets: Arc<Fleets>,
     /// Checks device tokens.
     pub keyring: Arc<Keyring>,
     /// Issues certificates.

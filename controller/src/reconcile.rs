@@ -86,6 +86,8 @@ pub struct Parts {
     pub readings: watch::Sender<Option<Arc<Reading>>>,
     /// Counts passes that changed a device's state, for those who wait for an approval.
     pub changes: watch::Sender<u64>,
+    /// Says that the fleet's status or a device's desired state moved.
+    pub progress: Arc<Notify>,
     /// Remembers.
     pub store: Store,
     /// Builds.
@@ -299,6 +301,7 @@ impl Reconciler {
             let mut db = self.parts.store.write().await?;
             fleets::set_status(&mut db, &self.parts.fleet, &after).await?;
             db.commit().await.map_err(StoreError::from)?;
+            self.parts.progress.notify_one();
         }
         Ok(())
     }

@@ -282,6 +282,7 @@ impl Serving {
         let gateway = Arc::new(Gateway {
             store: store.clone(),
             hub: hub.clone(),
+            fleets: fleets.clone(),
             keyring: keyring.clone(),
             ca: ca.clone(),
             metrics: metrics.clone(),

@@ -377,6 +377,7 @@ impl<'g> Session<'g> {
         let mut db = self.gateway.store.write().await?;
         devices::put_observed(&mut db, tenant, &self.device.id, &report, clock::now_ms()).await?;
         db.commit().await.map_err(StoreError::from)?;
+        self.gateway.fleets.progressed(&self.device.fleet);
         self.reported = Instant::now();
         Ok(())
     }

@@ -47,8 +47,6 @@ use crate::{
     },
 };
 
-/// What the status is called.
-pub const CONTEXT: &str = "longshore/preview";
 /// How often to look without being poked.
 const INTERVAL: Duration = Duration::from_mins(1);
 /// How often previews follow the tracked branch at most.
@@ -97,6 +95,8 @@ impl UpdateError {
 pub struct Previews {
     /// The fleet.
     pub fleet: FleetId,
+    /// What its commit statuses are called.
+    pub context: String,
     /// Where its repo is.
     pub forge: Arc<dyn Forge>,
     /// Where the heads are fetched to.

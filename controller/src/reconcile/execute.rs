@@ -73,6 +73,7 @@ impl Reconciler {
             })
             .collect();
         self.write(&execution, &revision, &moves).await?;
+        self.parts.progress.notify_one();
         if execution.is_new || !moves.is_empty() || !plan.decommissions.is_empty() {
             info!(
                 revision = short(&revision),

@@ -57,7 +57,7 @@ fn text() -> PullRequestText {
 
 fn status(description: &str) -> CommitStatus {
     CommitStatus {
-        context: "longshore/sync",
+        context: "longshore/sync".to_owned(),
         state: StatusState::Pending,
         description: description.to_owned(),
         url: Some("https://longshore.example/fleets/kiosks".to_owned()),

@@ -3,7 +3,7 @@
 use git2::Oid;
 use longshore_protocol::{Digest, api::preview::Preview};
 
-use super::{CONTEXT, Previews, UpdateError};
+use super::{Previews, UpdateError};
 use crate::{
     clock,
     forge::{CommitStatus, PullRequest, StatusState},
@@ -107,7 +107,7 @@ impl Previews {
     ) -> Result<(), UpdateError> {
         let (state, description) = finding.status();
         let status = CommitStatus {
-            context: CONTEXT,
+            context: self.context.clone(),
             state,
             description,
             url: reported.report.as_ref().map(|_| self.link_to(pull)),
