@@ -17,6 +17,7 @@ pub mod access;
 pub mod carried;
 pub mod git;
 mod local;
+pub(crate) mod merge;
 pub mod mirror;
 mod throttle;
 pub mod tree;

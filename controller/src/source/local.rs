@@ -14,6 +14,8 @@ use super::mirror::{BATCH_BRANCHES, ENROLL_BRANCHES, PROPOSALS, TRACKED};
 
 /// How many objects are copied; more are for `git fetch`.
 const MAX_OBJECTS: usize = 2000;
+/// How deep folders are looked into.
+const MAX_DEPTH: usize = 64;
 /// The largest object that is copied, in bytes.
 const MAX_SIZE: usize = 16 * 1024 * 1024;
 
@@ -115,11 +117,19 @@ impl Copying<'_> {
         let Ok(parent) = commit.parent(0) else {
             return Ok(false);
         };
-        Ok(self.tree(&commit.tree()?, Some(&parent.tree()?))? && self.object(id)?)
+        Ok(self.tree(&commit.tree()?, Some(&parent.tree()?), 0)? && self.object(id)?)
     }
 
     /// Copies a tree, but for what `known` has in the same place.
-    fn tree(&mut self, tree: &Tree<'_>, known: Option<&Tree<'_>>) -> Result<bool, Error> {
+    fn tree(
+        &mut self,
+        tree: &Tree<'_>,
+        known: Option<&Tree<'_>>,
+        depth: usize,
+    ) -> Result<bool, Error> {
+        if depth == MAX_DEPTH {
+            return Ok(false);
+        }
         for entry in tree {
             let before = known.and_then(|known| known.get_name_bytes(entry.name_bytes()));
             if before
@@ -134,7 +144,11 @@ impl Copying<'_> {
                         .filter(|before| before.kind() == Some(ObjectType::Tree))
                         .map(|before| self.origin.find_tree(before.id()))
                         .transpose()?;
-                    self.tree(&self.origin.find_tree(entry.id())?, before.as_ref())?
+                    self.tree(
+                        &self.origin.find_tree(entry.id())?,
+                        before.as_ref(),
+                        depth + 1,
+                    )?
                 }
                 Some(ObjectType::Blob) => self.object(entry.id())?,
                 // A submodule's commit is in another repo.

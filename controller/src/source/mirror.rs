@@ -20,7 +20,7 @@ use super::{
     access::{self, Access, Credential, Trust},
     carried::Step,
     git::{self, GitError},
-    local,
+    local, merge,
     tree::GitTree,
 };
 use crate::{error::chain, store::fleets::Fleet};
@@ -289,12 +289,11 @@ impl Mirror {
     ) -> Result<Option<Oid>, GitError> {
         self.blocking(move |mirror| {
             let repo = mirror.repo()?;
-            let (ours, theirs) = (repo.find_commit(ours)?, repo.find_commit(theirs)?);
-            let mut index = repo.merge_commits(&ours, &theirs, None)?;
-            if index.has_conflicts() {
+            let Some(tree) = merge::trees(&repo, ours, theirs)? else {
                 return Ok(None);
-            }
-            let tree = repo.find_tree(index.write_tree_to(&repo)?)?;
+            };
+            let tree = repo.find_tree(tree)?;
+            let (ours, theirs) = (repo.find_commit(ours)?, repo.find_commit(theirs)?);
             let author = author()?;
             let parents = [&ours, &theirs];
             Ok(Some(repo.commit(

@@ -1,11 +1,14 @@
 //! Commits that somebody proposes for the tracked branch: fetched for a while, and merged in memory.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use git2::{ErrorCode, Oid, Repository};
 
 use super::{GitError, Mirror};
-use crate::source::tree::GitTree;
+use crate::source::{merge, tree::GitTree};
+
+/// Above the priority of a repo's own files, so that new objects are written there.
+const MEMORY_FIRST: i32 = 1000;
 
 /// Where proposed commits are. Neither the source nor the enrollment looks there.
 pub(in crate::source) const PROPOSALS: &str = "refs/longshore/preview/";
@@ -49,40 +52,40 @@ impl Mirror {
 
     /// What merging `head` into `tracked` would change.
     pub async fn propose(&self, tracked: Option<Oid>, head: Oid) -> Result<Proposal, GitError> {
-        self.blocking(move |mirror| Ok(propose(&mirror.repo()?, tracked, head)?))
+        self.blocking(move |mirror| Ok(propose(&mirror.directory, tracked, head)?))
             .await
     }
 }
 
-fn propose(repo: &Repository, tracked: Option<Oid>, head: Oid) -> Result<Proposal, git2::Error> {
-    let open = || Repository::open_bare(repo.path());
-    let tree = |tree: Oid| Ok::<_, git2::Error>(Arc::new(GitTree::at(open()?, tree)));
-    let head = repo.find_commit(head)?;
+fn propose(mirror: &Path, tracked: Option<Oid>, head: Oid) -> Result<Proposal, git2::Error> {
+    let open = || Repository::open_bare(mirror);
+    let tree = |commit: Oid| Ok::<_, git2::Error>(Arc::new(GitTree::of(open()?, commit)?));
     let Some(tracked) = tracked else {
         return Ok(Proposal {
             base: None,
-            head: tree(head.tree_id())?,
+            head: tree(head)?,
             conflicts: false,
         });
     };
-    let tracked = repo.find_commit(tracked)?;
-    let mut merged = repo.merge_commits(&tracked, &head, None)?;
-    if !merged.has_conflicts() {
+    let repo = open()?;
+    // What the merge makes is in nobody's way afterwards: it stays in memory.
+    repo.odb()?.add_new_mempack_backend(MEMORY_FIRST)?;
+    if let Some(merged) = merge::trees(&repo, tracked, head)? {
         return Ok(Proposal {
-            base: Some(tree(tracked.tree_id())?),
-            head: tree(merged.write_tree_to(repo)?)?,
+            base: Some(tree(tracked)?),
+            head: Arc::new(GitTree::at(repo, merged)),
             conflicts: false,
         });
     }
-    let branched_off = match repo.merge_base(tracked.id(), head.id()) {
-        Ok(commit) => repo.find_commit(commit)?,
+    let branched_off = match repo.merge_base(tracked, head) {
+        Ok(commit) => commit,
         // Histories that have nothing in common.
         Err(error) if error.code() == ErrorCode::NotFound => tracked,
         Err(error) => return Err(error),
     };
     Ok(Proposal {
-        base: Some(tree(branched_off.tree_id())?),
-        head: tree(head.tree_id())?,
+        base: Some(tree(branched_off)?),
+        head: tree(head)?,
         conflicts: true,
     })
 }
