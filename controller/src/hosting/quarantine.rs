@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 use git2::{Error, ErrorClass, ErrorCode, Oid, Repository};
 
-use crate::source::tree::GitTree;
+use crate::source::{merge, tree::GitTree};
 
 /// What a branch means for the tracked one.
 #[derive(Debug)]
@@ -35,21 +35,16 @@ pub(super) fn open(repo: &Path, quarantine: Option<&Path>) -> Result<Repository,
             .ok_or_else(|| unreadable(&io::Error::other("it is elsewhere")))?;
         opened.odb()?.add_disk_alternate(path)?;
     }
-    opened.odb()?.add_new_mempack_backend(1000)?;
+    opened.odb()?.add_new_mempack_backend(merge::MEMORY_FIRST)?;
     Ok(opened)
 }
 
 /// The tree of a pushed branch after a merge into `tracked`.
 pub(super) fn merged(repo: Repository, tracked: Oid, pushed: Oid) -> Result<Merged, Error> {
-    let tree = {
-        let (ours, theirs) = (repo.find_commit(tracked)?, repo.find_commit(pushed)?);
-        let mut index = repo.merge_commits(&ours, &theirs, None)?;
-        if index.has_conflicts() {
-            return Ok(Merged::Conflict);
-        }
-        index.write_tree_to(&repo)?
-    };
-    Ok(Merged::Tree(GitTree::at(repo, tree)))
+    Ok(match merge::trees(&repo, tracked, pushed)? {
+        Some(tree) => Merged::Tree(GitTree::at(repo, tree)),
+        None => Merged::Conflict,
+    })
 }
 
 fn unreadable(error: &io::Error) -> Error {

@@ -10,14 +10,13 @@ use std::{
     path::Path,
 };
 
-use git2::{
-    Delta, DiffOptions, ErrorCode, ObjectType, Oid, Repository, Tree, build::TreeUpdateBuilder,
-};
+use git2::{ErrorCode, ObjectType, Oid, Repository, Tree, TreeEntry, build::TreeUpdateBuilder};
 use longshore_fleet::RepoPath;
 use longshore_protocol::Digest;
 
 use super::{
     git::GitError,
+    merge,
     mirror::{Edit, Mirror, author},
 };
 
@@ -90,28 +89,34 @@ impl Mirror {
         self.blocking(move |mirror| {
             let repo = mirror.repo()?;
             let tree = |commit| repo.find_commit(commit)?.tree();
-            let mut options = DiffOptions::new();
-            options
-                .pathspec(devices.as_str())
-                .disable_pathspec_match(true)
-                .skip_binary_check(true);
-            let (old, new) = (tree(tracked)?, tree(tip)?);
-            let diff = repo.diff_tree_to_tree(Some(&old), Some(&new), Some(&mut options))?;
+            let folders = |commit| subtree(&repo, &tree(commit)?, devices.as_str());
+            let (old, new) = (folders(tracked)?, folders(tip)?);
+            let odb = repo.odb()?;
             let mut carried = Carried::default();
-            for delta in diff.deltas() {
-                let file = delta.new_file();
-                let folder = file.path().and_then(|path| device_folder(path, &devices));
-                let Some(folder) = folder.filter(|_| delta.status() != Delta::Deleted) else {
+            // Two levels and no deeper: what else is in the folders may be anything, in any number.
+            for folder in new.iter().flatten() {
+                let before = old
+                    .as_ref()
+                    .and_then(|old| old.get_name_bytes(folder.name_bytes()));
+                if before
+                    .as_ref()
+                    .is_some_and(|before| before.id() == folder.id())
+                {
+                    continue;
+                }
+                let before = before.map_or(Ok(None), |before| device_file(&repo, &before))?;
+                let file = device_file(&repo, &folder)?.filter(|file| Some(*file) != before);
+                let (Some(file), Ok(name)) = (file, folder.name()) else {
                     continue;
                 };
-                let blob = repo.find_blob(file.id());
-                match blob.as_ref().map(git2::Blob::content) {
-                    Ok(content) if content.len() <= MAX_DEVICE_FILE => {
-                        let keys = keys(content).map(|key| (key, folder.clone()));
-                        carried.folders.extend(keys);
-                    }
-                    _ => carried.unknown = true,
+                if odb.read_header(file)?.0 > MAX_DEVICE_FILE {
+                    carried.unknown = true;
+                    continue;
                 }
+                let keys = keys(repo.find_blob(file)?.content())
+                    .map(|key| (key, name.to_owned()))
+                    .collect::<Vec<_>>();
+                carried.folders.extend(keys);
             }
             Ok(carried)
         })
@@ -190,8 +195,8 @@ impl Mirror {
     pub async fn conflicts(&self, ours: Oid, theirs: Oid) -> Result<bool, GitError> {
         self.blocking(move |mirror| {
             let repo = mirror.repo()?;
-            let (ours, theirs) = (repo.find_commit(ours)?, repo.find_commit(theirs)?);
-            Ok(repo.merge_commits(&ours, &theirs, None)?.has_conflicts())
+            repo.odb()?.add_new_mempack_backend(merge::MEMORY_FIRST)?;
+            Ok(merge::trees(&repo, ours, theirs)?.is_none())
         })
         .await
     }
@@ -246,11 +251,16 @@ fn subtree<'repo>(
     }
 }
 
-/// The folder below `devices` whose `device.yaml` this is.
-fn device_folder(path: &Path, devices: &RepoPath) -> Option<String> {
-    let inside = path.strip_prefix(devices.as_str()).ok()?.to_str()?;
-    let folder = inside.strip_suffix("/device.yaml")?;
-    (!folder.contains('/')).then(|| folder.to_owned())
+/// The `device.yaml` of a folder below `devices/`.
+fn device_file(repo: &Repository, folder: &TreeEntry<'_>) -> Result<Option<Oid>, git2::Error> {
+    if folder.kind() != Some(ObjectType::Tree) {
+        return Ok(None);
+    }
+    let folder = repo.find_tree(folder.id())?;
+    let file = folder
+        .get_name("device.yaml")
+        .filter(|file| file.kind() == Some(ObjectType::Blob));
+    Ok(file.map(|file| file.id()))
 }
 
 /// All keys that a text says.
@@ -273,20 +283,5 @@ mod tests {
         let text = format!("publicKey: \"{one}\"\n# was {two}, \u{1f6a2} sha256:abc\n");
         assert_eq!(keys(text.as_bytes()).collect::<Vec<_>>(), [one, two]);
         assert_eq!(keys(b"sha256:").count(), 0);
-    }
-
-    #[test]
-    fn a_device_file_has_its_place() {
-        let devices = RepoPath::new("edge/devices").unwrap();
-        let folder = |path: &str| device_folder(Path::new(path), &devices);
-        assert_eq!(folder("edge/devices/a/device.yaml").as_deref(), Some("a"));
-        for other in [
-            "devices/a/device.yaml",
-            "edge/devices/device.yaml",
-            "edge/devices/a/b/device.yaml",
-            "edge/devices/a/other.yaml",
-        ] {
-            assert_eq!(folder(other), None, "{other}");
-        }
     }
 }

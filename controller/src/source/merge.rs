@@ -17,6 +17,10 @@ const MAX_DEPTH: usize = 64;
 /// The largest file whose lines are merged, in bytes.
 const MAX_FILE: usize = 1024 * 1024;
 
+/// The priority of a store in memory that takes what a merge makes, where nobody is to keep that: above that of the
+/// repo's own files.
+pub const MEMORY_FIRST: i32 = 1000;
+
 const FOLDER: i32 = 0o040_000;
 
 /// The tree of merging the commit `theirs` into the commit `ours`; `None` where they conflict, or where it would take

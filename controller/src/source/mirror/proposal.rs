@@ -7,9 +7,6 @@ use git2::{ErrorCode, Oid, Repository};
 use super::{GitError, Mirror};
 use crate::source::{merge, tree::GitTree};
 
-/// Above the priority of a repo's own files, so that new objects are written there.
-const MEMORY_FIRST: i32 = 1000;
-
 /// Where proposed commits are. Neither the source nor the enrollment looks there.
 pub(in crate::source) const PROPOSALS: &str = "refs/longshore/preview/";
 
@@ -69,7 +66,7 @@ fn propose(mirror: &Path, tracked: Option<Oid>, head: Oid) -> Result<Proposal, g
     };
     let repo = open()?;
     // What the merge makes is in nobody's way afterwards: it stays in memory.
-    repo.odb()?.add_new_mempack_backend(MEMORY_FIRST)?;
+    repo.odb()?.add_new_mempack_backend(merge::MEMORY_FIRST)?;
     if let Some(merged) = merge::trees(&repo, tracked, head)? {
         return Ok(Proposal {
             base: Some(tree(tracked)?),

@@ -333,6 +333,7 @@ fn start(
         poke: reconcile.clone(),
         readings,
         changes,
+        progress: Arc::default(),
         store: store.clone(),
         builds,
         hub: Arc::default(),

@@ -69,6 +69,7 @@ impl Hosted {
     fn start(&mut self) {
         self.stop = CancellationToken::new();
         let previews = Previews {
+            context: "longshore/preview".to_owned(),
             fleet: shops(),
             forge: Arc::new(self.host.clone()),
             mirror: self.mirror.clone(),
