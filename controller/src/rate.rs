@@ -110,6 +110,24 @@ impl Rate {
     }
 }
 
+/// Somebody's own pace: waits instead of refusing.
+#[derive(Debug)]
+pub struct Pace(Buckets<()>);
+
+impl Pace {
+    /// From a full bucket.
+    pub fn new(rate: Rate) -> Self {
+        Self(Buckets::new(rate))
+    }
+
+    /// Takes one as soon as there is one.
+    pub async fn keep(&self) {
+        while let Err(wait) = self.0.take(()) {
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
 /// Who is behind an address: hosts with IPv6 have whole networks to themselves, so there the network counts.
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -152,6 +170,21 @@ mod tests {
         assert!(buckets.state().buckets.len() <= MAX_BUCKETS);
         tokio::time::advance(Duration::from_mins(1)).await;
         buckets.take(50_000).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pace_is_kept() {
+        let pace = Pace::new(Rate {
+            burst: 3.0,
+            per_second: 2.0,
+        });
+        let begun = Instant::now();
+        for _ in 0..13 {
+            pace.keep().await;
+        }
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_secs(5), "{took:?}");
+        assert!(took < Duration::from_millis(5100), "{took:?}");
     }
 
     #[test]

@@ -9,8 +9,8 @@
 //! A poke says "look", never "what changed". Bursts of pokes become one fetch. The timer guarantees that a lost
 //! webhook costs only the polling interval.
 //!
-//! No host is hammered: a fetch that finds nothing new costs it two small calls ([`git`]), the interval is
-//! jittered, failures back off, and a host that wants fewer calls (`429`, `503`) is left alone for as long as it
+//! No host is hammered: a fetch that finds nothing new costs it two small calls ([`git`]), a flood of pokes becomes a
+//! few fetches a second, the interval is jittered, failures back off, and a host that wants fewer calls (`429`, `503`) is left alone for as long as it
 //! says. A poke does not shorten that pause, and is not lost: it makes the next fetch come right after it.
 
 pub mod access;
@@ -34,8 +34,16 @@ use self::{
     git::GitError,
     mirror::{Mirror, Refs},
 };
-use crate::error::chain;
+use crate::{
+    error::chain,
+    rate::{Pace, Rate},
+};
 
+/// How often a remote repo is fetched, however often somebody pokes: pokes in between become one.
+const REMOTE: Rate = Rate {
+    burst: 10.0,
+    per_second: 4.0,
+};
 /// The longest pause between two tries of a repo that does not answer.
 const MAX_BACKOFF: Duration = Duration::from_mins(5);
 
@@ -68,6 +76,7 @@ impl Source {
             .local
             .clone()
             .and_then(|directory| watch(directory, self.poke.clone()));
+        let pace = self.local.is_none().then(|| Pace::new(REMOTE));
         let mut failures: u32 = 0;
         // What an earlier run fetched is in force until the first fetch of this run.
         if let Ok(refs) = self.mirror.refs().await
@@ -77,9 +86,15 @@ impl Source {
         }
         loop {
             // A poke that comes during the fetch makes another one.
+            let fetch = async {
+                if let Some(pace) = &pace {
+                    pace.keep().await;
+                }
+                self.mirror.fetch().await
+            };
             let fetched = tokio::select! {
                 () = shutdown.cancelled() => return,
-                fetched = self.mirror.fetch() => fetched,
+                fetched = fetch => fetched,
             };
             let mut forced = Duration::ZERO;
             match fetched {

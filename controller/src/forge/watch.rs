@@ -11,10 +11,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Forge, PullRequest};
-use crate::error::chain;
+use crate::{
+    error::chain,
+    rate::{Pace, Rate},
+};
 
 /// The longest pause between two tries of a forge that does not answer.
 const MAX_BACKOFF: Duration = Duration::from_mins(5);
+
+/// How often to look, however often somebody pokes. Forges count calls: GitHub allows some thousands an hour.
+const CALLS: Rate = Rate {
+    burst: 20.0,
+    per_second: 0.5,
+};
 
 /// What is known of a repo's pull requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,11 +50,16 @@ pub struct Watch {
 impl Watch {
     /// Lists whenever there may be something new, and publishes what it finds.
     pub async fn run(self, found: watch::Sender<PullRequests>, shutdown: CancellationToken) {
+        let pace = Pace::new(CALLS);
         let mut failures: u32 = 0;
         loop {
+            let list = async {
+                pace.keep().await;
+                self.forge.open_pull_requests(&self.base).await
+            };
             let listed = tokio::select! {
                 () = shutdown.cancelled() => return,
-                listed = self.forge.open_pull_requests(&self.base) => listed,
+                listed = list => listed,
             };
             let mut asked_to_wait = Duration::ZERO;
             match listed {

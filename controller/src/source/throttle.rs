@@ -2,7 +2,7 @@
 //!
 //! Git prints the status and keeps `Retry-After` to itself. So every `git` runs with libcurl's trace on stderr,
 //! without the data, and with Git's redaction of credentials. The trace is read here and goes nowhere else:
-//! [`split`] takes it out of what the program printed. For remotes that are not https there is none.
+//! [`split`] takes it out of what the program printed. For remotes that are not reached over HTTP there is none.
 
 use std::time::Duration;
 

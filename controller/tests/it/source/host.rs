@@ -1,4 +1,4 @@
-//! A Git host over HTTPS: the real `git http-backend`, in a bad mood on demand.
+//! A Git host over HTTP: the real `git http-backend`, in a bad mood on demand.
 
 use std::{
     io::Write as _,
@@ -13,21 +13,14 @@ use axum::{
     extract::State,
     http::{HeaderMap, Method, Response, Uri},
 };
-use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::ServerConfig;
-use rustls_pki_types::PrivateKeyDer;
 use tokio::{net::TcpListener, task::JoinSet};
-use tokio_rustls::TlsAcceptor;
 
 use super::Mirrored;
-use crate::repo::{Repo, git};
+use crate::repo::Repo;
 
 /// A host of one repo. It ends with this.
 pub struct Host {
     url: String,
-    ca: String,
     shared: Shared,
     _tasks: JoinSet<()>,
 }
@@ -60,8 +53,7 @@ pub struct Call {
 impl Host {
     pub async fn of(repo: &Repo) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}/fleet.git", listener.local_addr().unwrap());
-        let (ca, tls) = certificates();
+        let url = format!("http://{}/fleet.git", listener.local_addr().unwrap());
         let shared = Shared {
             repo: repo.path(),
             mood: Arc::new(Mutex::new(Mood::Good)),
@@ -69,37 +61,17 @@ impl Host {
         };
         let router = Router::new().fallback(answer).with_state(shared.clone());
         let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _peer)) = listener.accept().await {
-                let (tls, service) = (tls.clone(), TowerToHyperService::new(router.clone()));
-                connections.spawn(async move {
-                    let Ok(stream) = tls.accept(stream).await else {
-                        return;
-                    };
-                    let connection = http1::Builder::new();
-                    let _ended = connection
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
-            }
-        });
+        tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self {
             url,
-            ca,
             shared,
             _tasks: tasks,
         }
     }
 
-    /// A mirror of the repo by its URL, which trusts the host's certificate.
+    /// A mirror of the repo by its URL.
     pub async fn mirrored(&self) -> Mirrored {
-        let mirrored = Mirrored::at(&self.url, "main", true).await;
-        let file = mirrored.directory.path().join("ca.pem");
-        std::fs::write(&file, &self.ca).unwrap();
-        let file = file.to_str().unwrap();
-        git(&mirrored.path(), &["config", "http.sslCAInfo", file]);
-        mirrored
+        Mirrored::at(&self.url, "main", true).await
     }
 
     pub fn be(&self, mood: Mood) {
@@ -175,25 +147,4 @@ async fn answer(
     response
         .body(Body::from(answer[end + 4..].to_vec()))
         .unwrap()
-}
-
-/// A root certificate in PEM, and a server with a certificate of it for 127.0.0.1.
-fn certificates() -> (String, TlsAcceptor) {
-    let mut root = CertificateParams::new(Vec::new()).unwrap();
-    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let root = CertifiedIssuer::self_signed(root, KeyPair::generate().unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let leaf = leaf.signed_by(&key, &root).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![leaf.der().clone()],
-            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    (root.pem(), TlsAcceptor::from(Arc::new(config)))
 }
