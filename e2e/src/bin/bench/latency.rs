@@ -2,17 +2,18 @@
 
 use std::{
     fs,
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use longshore_e2e::{Agent, World, programs, repo::git, wait::PATIENCE};
-use longshore_protocol::api::Approval;
 use serde_json::json;
 
-use crate::report::{Report, mebibytes, milliseconds, quantile, say};
+use crate::{
+    report::{Report, mebibytes, milliseconds, quantile, say},
+    stage::{self, LOOK},
+};
 
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Latency {
@@ -26,9 +27,6 @@ pub(crate) struct Latency {
     #[arg(long, default_value_t = 20)]
     objects: usize,
 }
-
-/// How often to look whether something happened.
-const LOOK: Duration = Duration::from_micros(500);
 
 /// The times of one push, in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +53,7 @@ impl Latency {
         ]);
         say("starting a controller and its devices");
         let mut world = World::start().await?;
-        let mut agents = self.enroll(&world).await?;
+        let mut agents = stage::enroll(&world, self.devices, self.objects).await?;
         let pushes = self.pushes(&world, &agents).await?;
         Self::times(&report, &pushes)?;
         self.costs(&report, &world, &agents).await?;
@@ -66,39 +64,6 @@ impl Latency {
         world.controller.stop().await?;
         world.controller.be_quiet();
         Ok(())
-    }
-
-    /// Devices, each with an overlay of its own.
-    async fn enroll(&self, world: &World) -> Result<Vec<Agent>> {
-        let token = world.api.create_token(Approval::Automatic).await?;
-        let mut agents = Vec::new();
-        for n in 0..self.devices {
-            agents.push(world.agent(&name(n), &token)?);
-        }
-        for agent in &agents {
-            world.api.in_sync(agent.name()).await?;
-        }
-        let copy = world.repo.copy();
-        copy.pull()?;
-        for n in 0..self.devices {
-            world.give_own_overlay(&name(n), "start")?;
-            let mut kustomization = "resources:\n  - own.yaml\n".to_owned();
-            for object in 1..self.objects {
-                let file = format!("part-{object}.yaml");
-                copy.write(&format!("devices/{}/{file}", name(n)), part(object))?;
-                kustomization.extend(["  - ", &file, "\n"]);
-            }
-            copy.write(
-                &format!("devices/{}/kustomization.yaml", name(n)),
-                kustomization,
-            )?;
-        }
-        copy.publish("Overlays of their own")?;
-        for agent in &agents {
-            agent.shows(longshore_e2e::world::OWN, "start").await?;
-            world.api.in_sync(agent.name()).await?;
-        }
-        Ok(agents)
     }
 
     async fn pushes(&self, world: &World, agents: &[Agent]) -> Result<Vec<Push>> {
@@ -119,11 +84,11 @@ impl Latency {
             });
             lands(world, &commit).await?;
             let landed = milliseconds(begun.elapsed());
-            arrives(agent, &marker).await?;
+            stage::arrives(agent, &marker).await?;
             let applied = milliseconds(begun.elapsed());
             let returned = push.await??;
             world.api.in_sync(agent.name()).await?;
-            let build = build(world, agent.name())?;
+            let build = stage::build(world, agent.name())?;
             if round >= 3 {
                 pushes.push(Push {
                     landed,
@@ -206,7 +171,7 @@ impl Latency {
         let own = format!("devices/{}/own.yaml", agent.name());
         copy.write(&own, longshore_e2e::world::own_object("one field"))?;
         copy.publish("Change one field")?;
-        arrives(agent, "one field").await?;
+        stage::arrives(agent, "one field").await?;
         world.api.in_sync(agent.name()).await?;
         let after = world.api.metrics().await?;
         let delta = after.value("manifest_bytes_total") - before.value("manifest_bytes_total");
@@ -263,21 +228,6 @@ impl Latency {
     }
 }
 
-fn name(n: usize) -> String {
-    format!("store-{n:04}")
-}
-
-/// An object as devices have them, of some 600 bytes.
-fn part(n: usize) -> String {
-    format!(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: part-{n}\n  namespace: own\n  labels:\n    app: part-{n}\nspec:\n  \
-         replicas: 1\n  selector:\n    matchLabels:\n      app: part-{n}\n  template:\n    metadata:\n      labels:\n        app: part-{n}\n    \
-         spec:\n      containers:\n        - name: main\n          image: registry.example/part-{n}:1.0.0\n          env:\n            \
-         - name: MODE\n              value: production\n          resources:\n            requests:\n              cpu: 10m\n              \
-         memory: 16Mi\n            limits:\n              memory: 64Mi\n"
-    )
-}
-
 /// Waits until the tracked branch of the bare repo is at the commit.
 async fn lands(world: &World, commit: &str) -> Result<()> {
     let branch = world.repo.bare().join("refs/heads/main");
@@ -287,48 +237,4 @@ async fn lands(world: &World, commit: &str) -> Result<()> {
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
-}
-
-/// Waits until the device's own object has the text.
-async fn arrives(agent: &Agent, text: &str) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if agent
-            .manifest(longshore_e2e::world::OWN)
-            .is_ok_and(|file| file.contains(text))
-        {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < end,
-            "`{text}` does not arrive at {}",
-            agent.name()
-        );
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// A plain `kustomize build` with the environment that the controller gives it, in milliseconds.
-fn build(world: &World, device: &str) -> Result<f64> {
-    let overlay = world.repo.copy().path().join("devices").join(device);
-    let mut command = Command::new("kustomize");
-    command
-        .arg("build")
-        .arg(overlay)
-        .env_clear()
-        .envs([
-            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
-            ("HOME", "/nonexistent"),
-        ])
-        .envs([("GOMAXPROCS", "1"), ("GOGC", "off")])
-        .stdout(Stdio::piped());
-    let begun = Instant::now();
-    let output = command.output().context("start kustomize")?;
-    let took = milliseconds(begun.elapsed());
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(took)
 }

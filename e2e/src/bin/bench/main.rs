@@ -6,12 +6,14 @@
 mod latency;
 mod preview;
 mod report;
+mod stage;
+mod webhooks;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use self::{latency::Latency, preview::Preview};
+use self::{latency::Latency, preview::Preview, webhooks::Webhooks};
 
 /// Measures the whole system with real processes on this machine.
 #[derive(Debug, Parser)]
@@ -27,6 +29,8 @@ enum Benchmark {
     Latency(Latency),
     /// What it costs to tell what a change of a base does that many devices share
     Preview(Preview),
+    /// How fast webhooks are answered, and how fast what they tell of is applied
+    Webhooks(Webhooks),
 }
 
 #[tokio::main]
@@ -34,6 +38,7 @@ async fn main() -> ExitCode {
     let done = match Arguments::parse().benchmark {
         Benchmark::Latency(latency) => latency.run().await,
         Benchmark::Preview(preview) => preview.run().await,
+        Benchmark::Webhooks(webhooks) => webhooks.run().await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
