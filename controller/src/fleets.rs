@@ -19,6 +19,7 @@ use crate::{
     error::chain,
     forge::{
         self, Forge,
+        client::Http,
         connection::Connection,
         watch::{PullRequests, Watch},
     },
@@ -60,6 +61,8 @@ pub struct Fleets {
     pub store: Store,
     /// Opens the fleets' connections.
     pub keyring: Arc<Keyring>,
+    /// Reaches the fleets' forges.
+    pub http: Http,
     /// Builds.
     pub builds: Builds,
     /// Reaches devices.
@@ -95,6 +98,7 @@ impl Fleets {
             interval,
             store,
             keyring,
+            http: Http::default(),
             builds,
             hub,
             metrics,
@@ -337,7 +341,7 @@ impl Fleets {
     fn connection(&self, fleet: &Fleet) -> (Option<Arc<dyn Forge>>, Option<Credential>) {
         let opened = Connection::unseal(&self.keyring, fleet).map(|connection| {
             let connection = connection?;
-            let forge = connection.open().unwrap_or_else(|error| {
+            let forge = connection.open(&self.http).unwrap_or_else(|error| {
                 error!(fleet = %fleet.id, error = %chain(&error), "followed without its forge; connect it again");
                 None
             });

@@ -6,6 +6,7 @@
     reason = "a test's helpers fail by panicking"
 )]
 
+mod connect;
 mod connection;
 mod controller;
 mod fixtures;

@@ -13,7 +13,7 @@ use crate::{
     builds::ensure::EnsureError,
     enrollment::{EnrollError, branches::BranchError},
     error::chain,
-    forge::{ForgeError, connection::InvalidConnection},
+    forge::connection::InvalidConnection,
     preview::PreviewError,
     secret::SecretError,
     source::git::GitError,
@@ -127,18 +127,6 @@ impl From<GitError> for ApiError {
 impl From<InvalidConnection> for ApiError {
     fn from(error: InvalidConnection) -> Self {
         Self::refused(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
-    }
-}
-
-impl From<ForgeError> for ApiError {
-    fn from(error: ForgeError) -> Self {
-        let status = match error {
-            ForgeError::RateLimited { .. } | ForgeError::Unavailable { .. } => {
-                StatusCode::BAD_GATEWAY
-            }
-            _ => StatusCode::UNPROCESSABLE_ENTITY,
-        };
-        Self::refused(status, chain(&error))
     }
 }
 

@@ -12,13 +12,13 @@
 use std::{
     collections::VecDeque,
     error::Error as StdError,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{CONTENT_LENGTH, ETAG, IF_NONE_MATCH},
 };
 use url::Url;
@@ -30,9 +30,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest answer: a hundred pull requests with texts as long as they may be.
 const MAX_ANSWER: usize = 32 * 1024 * 1024;
-/// How much of answers is kept to be asked for again, in bytes.
-const MAX_KEPT: usize = 4 * 1024 * 1024;
+/// How much of answers is kept, compressed, to be asked for again, in bytes.
+const MAX_KEPT: usize = 1024 * 1024;
 const MAX_KEPT_ANSWERS: usize = 100;
+/// The quickest that is not "none".
+const COMPRESSION: i32 = 1;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -51,11 +53,45 @@ pub enum CallError {
     Unspeakable(#[source] Box<dyn StdError + Send + Sync>),
 }
 
+/// What all clients share: reading the machine's certificates takes longer than most calls.
+///
+/// Made when it is first needed, so that a machine without certificates can run all that needs none.
+#[derive(Debug, Default)]
+pub struct Http {
+    outside: OnceLock<reqwest::Client>,
+    /// Without the proxies that the environment names.
+    inside: OnceLock<reqwest::Client>,
+}
+
+impl Http {
+    fn reaching(&self, base: &Url) -> Result<reqwest::Client, reqwest::Error> {
+        let is_inside = is_loopback(base);
+        let made = if is_inside {
+            &self.inside
+        } else {
+            &self.outside
+        };
+        if let Some(made) = made.get() {
+            return Ok(made.clone());
+        }
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("longshore/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT);
+        if is_inside {
+            builder = builder.no_proxy();
+        }
+        let new = builder.build()?;
+        Ok(made.get_or_init(|| new).clone())
+    }
+}
+
 /// Calls the API at one base URL.
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
     base: Url,
+    timeout: Duration,
     throttle: Throttle,
     kept: Mutex<Kept>,
 }
@@ -65,31 +101,20 @@ impl Client {
     ///
     /// # Errors
     /// The machine's certificates cannot be used.
-    pub fn new(base: Url) -> Result<Self, reqwest::Error> {
-        Self::with_timeout(base, TIMEOUT)
-    }
-
-    /// A client with another patience.
-    pub fn with_timeout(base: Url, timeout: Duration) -> Result<Self, reqwest::Error> {
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("longshore/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(timeout);
-        if is_loopback(&base) {
-            builder = builder.no_proxy();
-        }
+    pub fn new(http: &Http, base: Url) -> Result<Self, reqwest::Error> {
         Ok(Self {
-            http: builder.build()?,
+            http: http.reaching(&base)?,
             base,
+            timeout: TIMEOUT,
             throttle: Throttle::default(),
             kept: Mutex::default(),
         })
     }
 
-    /// Where the API is.
-    pub fn base(&self) -> &Url {
-        &self.base
+    /// It with another patience.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
     /// Makes a call to the path and query of `request`, below the base URL.
@@ -113,6 +138,7 @@ impl Client {
             .http
             .request(parts.method, &url)
             .headers(parts.headers)
+            .timeout(self.timeout)
             .body(body)
             .send()
             .await
@@ -164,27 +190,76 @@ async fn whole(mut answer: reqwest::Response) -> Result<Response<Bytes>, CallErr
 }
 
 /// The newest answers that came with an entity tag (RFC 9110, section 8.8.3), by URL.
+///
+/// They are kept compressed: a list of pull requests is mostly the same URLs again and again.
 #[derive(Debug, Default)]
-struct Kept(VecDeque<(String, Response<Bytes>)>);
+struct Kept(VecDeque<KeptAnswer>);
+
+#[derive(Debug)]
+struct KeptAnswer {
+    url: String,
+    headers: HeaderMap,
+    length: usize,
+    compressed: Vec<u8>,
+}
 
 impl Kept {
     fn find(&self, url: &str) -> Option<Response<Bytes>> {
-        let (_, answer) = self.0.iter().find(|(known, _)| known == url)?;
-        Some(answer.clone())
+        let kept = self.0.iter().find(|kept| kept.url == url)?;
+        let body = zstd::bulk::decompress(&kept.compressed, kept.length).ok()?;
+        let mut answer = Response::new(Bytes::from(body));
+        answer.headers_mut().clone_from(&kept.headers);
+        Some(answer)
     }
 
     fn keep(&mut self, url: String, answer: &Response<Bytes>) {
-        self.0.retain(|(known, _)| *known != url);
+        self.0.retain(|kept| kept.url != url);
         if answer.headers().get(ETAG).is_none_or(HeaderValue::is_empty) {
             return;
         }
-        self.0.push_back((url, answer.clone()));
-        let mut size: usize = self.0.iter().map(|(_, answer)| answer.body().len()).sum();
+        let Ok(compressed) = zstd::bulk::compress(answer.body(), COMPRESSION) else {
+            return;
+        };
+        self.0.push_back(KeptAnswer {
+            url,
+            headers: answer.headers().clone(),
+            length: answer.body().len(),
+            compressed,
+        });
+        let mut size: usize = self.0.iter().map(|kept| kept.compressed.len()).sum();
         while size > MAX_KEPT || self.0.len() > MAX_KEPT_ANSWERS {
-            let Some((_, oldest)) = self.0.pop_front() else {
+            let Some(oldest) = self.0.pop_front() else {
                 return;
             };
-            size -= oldest.body().len();
+            size -= oldest.compressed.len();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(etag: &str, body: String) -> Response<Bytes> {
+        let mut answer = Response::new(Bytes::from(body));
+        answer.headers_mut().insert(ETAG, etag.parse().unwrap());
+        answer
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_comes_back_whole() {
+        let mut kept = Kept::default();
+        for number in 0..2 * MAX_KEPT_ANSWERS {
+            kept.keep(number.to_string(), &answer("\"1\"", "x".repeat(number)));
+        }
+        assert_eq!(kept.0.len(), MAX_KEPT_ANSWERS);
+        assert!(kept.find("0").is_none(), "the oldest went first");
+        let newest = kept.find("199").unwrap();
+        assert_eq!(
+            (newest.body().len(), &newest.headers()[ETAG]),
+            (199, "\"1\"")
+        );
+        kept.keep("199".to_owned(), &answer("", String::new()));
+        assert!(kept.find("199").is_none(), "it has no tag any longer");
     }
 }

@@ -19,7 +19,7 @@ use url::Url;
 
 use super::{
     Forge, GitLogin,
-    client::Client,
+    client::{Client, Http},
     gitea::Gitea,
     github::GitHub,
     gitlab::GitLab,
@@ -145,8 +145,11 @@ impl Connection {
     }
 
     /// The forge, ready to be asked.
-    pub fn open(&self) -> Result<Option<Arc<dyn Forge>>, InvalidConnection> {
-        self.forge.as_ref().map(ForgeSettings::open).transpose()
+    pub fn open(&self, http: &Http) -> Result<Option<Arc<dyn Forge>>, InvalidConnection> {
+        self.forge
+            .as_ref()
+            .map(|forge| forge.open(http))
+            .transpose()
     }
 
     /// What Git presents to the fleet's repo: the credential that is for it, or the forge's where the repo is there.
@@ -276,8 +279,8 @@ impl ForgeSettings {
     }
 
     /// The forge, ready to be asked. It lives in a runtime.
-    pub fn open(&self) -> Result<Arc<dyn Forge>, InvalidConnection> {
-        let client = Client::new(self.url.clone()).map_err(|error| {
+    pub fn open(&self, http: &Http) -> Result<Arc<dyn Forge>, InvalidConnection> {
+        let client = Client::new(http, self.url.clone()).map_err(|error| {
             InvalidConnection(format!(
                 "this machine's certificates cannot be used: {error}"
             ))

@@ -320,7 +320,7 @@ impl Forge for GitHub {
         self.patch("edit a pull request", &route, &body).await
     }
 
-    /// Labels that the repo does not have are made by this call:
+    /// Labels that the repo does not have are made by this call, where the credential may write issues, too:
     /// <https://docs.github.com/en/rest/issues/labels#add-labels-to-an-issue>.
     async fn add_labels(&self, number: u64, labels: &[String]) -> Result<(), ForgeError> {
         if labels.is_empty() {

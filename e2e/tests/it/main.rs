@@ -11,6 +11,7 @@
 )]
 
 mod chaos;
+mod connecting;
 mod demo;
 mod edge;
 mod enrolling;

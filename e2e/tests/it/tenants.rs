@@ -36,6 +36,12 @@ async fn another_tenants_ids_do_not_exist() -> Result<()> {
             format!("{fleet}/removals/confirm"),
             json!({"revision": revision}),
         ),
+        (
+            Method::PUT,
+            format!("{fleet}/connection"),
+            json!({"git": {"password": {"username": "x", "password": "y"}}}),
+        ),
+        (Method::DELETE, format!("{fleet}/connection"), Value::Null),
         (Method::GET, format!("{fleet}/revisions"), Value::Null),
         (Method::GET, format!("{fleet}/tokens"), Value::Null),
         (
@@ -152,7 +158,6 @@ async fn a_tenant_cannot_read_the_controllers_disk() -> Result<()> {
     for repo in [
         &bare,
         &format!("file://{bare}"),
-        "ssh://localhost/x",
         "ext::sh -c id",
         "--upload-pack=id",
         "../x",

@@ -176,7 +176,10 @@ pub(super) fn show(connection: &Connection) -> String {
                     let keys = known_hosts
                         .lines()
                         .filter(|line| !line.starts_with('#') && !line.trim().is_empty());
-                    format!("SSH key, {} pinned host keys", keys.count())
+                    match keys.count() {
+                        1 => "SSH key, 1 pinned host key".to_owned(),
+                        many => format!("SSH key, {many} pinned host keys"),
+                    }
                 }
             }),
         ),

@@ -21,7 +21,11 @@ use axum::{
     extract::{Request, State},
     http::Response,
 };
-use longshore_controller::forge::{Forge, ForgeError, client::Client, github::GitHub};
+use longshore_controller::forge::{
+    Forge, ForgeError,
+    client::{Client, Http},
+    github::GitHub,
+};
 use longshore_protocol::api::connection::{ForgeCredential, ForgeKind};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -212,7 +216,11 @@ impl Relay {
 
     fn github(&self, credential: ForgeCredential) -> GitHub {
         let settings = settings(ForgeKind::GitHub, &self.url, credential);
-        GitHub::new(Client::new(settings.url.clone()).unwrap(), &settings).unwrap()
+        GitHub::new(
+            Client::new(&Http::default(), settings.url.clone()).unwrap(),
+            &settings,
+        )
+        .unwrap()
     }
 
     fn made(&self) -> Vec<String> {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use longshore_controller::forge::{
-    Forge, ForgeError, PullRequest, PullRequestState, client::Client, github::GitHub,
+    Forge, ForgeError, PullRequest, PullRequestState,
+    client::{Client, Http},
+    github::GitHub,
 };
 use longshore_protocol::api::connection::{ForgeCredential, ForgeKind};
 use secrecy::ExposeSecret as _;
@@ -131,7 +133,9 @@ async fn a_host_that_does_not_answer_is_not_waited_for() {
     let server = Server::start().await;
     server.on(PULL, Answer::silence());
     let settings = settings(ForgeKind::GitHub, &server.url, token());
-    let client = Client::with_timeout(settings.url.clone(), Duration::from_millis(200)).unwrap();
+    let client = Client::new(&Http::default(), settings.url.clone())
+        .unwrap()
+        .with_timeout(Duration::from_millis(200));
     let error = GitHub::new(client, &settings)
         .unwrap()
         .pull_request(7)
@@ -140,7 +144,7 @@ async fn a_host_that_does_not_answer_is_not_waited_for() {
     assert_eq!(kind(&error), "unavailable");
     drop(server);
     let settings = super::settings(ForgeKind::GitHub, "http://127.0.0.1:1", token());
-    let client = Client::new(settings.url.clone()).unwrap();
+    let client = Client::new(&Http::default(), settings.url.clone()).unwrap();
     let error = GitHub::new(client, &settings)
         .unwrap()
         .pull_request(7)
@@ -514,7 +518,7 @@ fn a_key_that_is_none_is_refused_at_once() {
         private_key: super::secret("hush"),
     };
     let settings = settings(ForgeKind::GitHub, "https://api.github.com", credential);
-    let client = Client::new(settings.url.clone()).unwrap();
+    let client = Client::new(&Http::default(), settings.url.clone()).unwrap();
     let error = GitHub::new(client, &settings).unwrap_err().to_string();
     assert!(
         error.starts_with("the App's key is no RSA key in PEM"),

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use longshore_controller::forge::client::Client;
+use longshore_controller::forge::client::{Client, Http};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -125,7 +125,7 @@ impl Server {
     }
 
     pub fn client(&self) -> Client {
-        Client::new(self.url.parse().unwrap()).unwrap()
+        Client::new(&Http::default(), self.url.parse().unwrap()).unwrap()
     }
 }
 

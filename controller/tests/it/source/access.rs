@@ -17,7 +17,12 @@ use axum::{
     response::IntoResponse as _,
 };
 use longshore_controller::{
-    forge::{Forge, GitLogin, client::Client, connection::ForgeSettings, github::GitHub},
+    forge::{
+        Forge, GitLogin,
+        client::{Client, Http},
+        connection::ForgeSettings,
+        github::GitHub,
+    },
     source::{
         access::Credential,
         git::GitError,
@@ -260,7 +265,7 @@ async fn a_forges_token_opens_its_repos() {
         repository: "acme/fleet".parse().unwrap(),
         credential: ForgeCredential::Token(PASSWORD.to_owned().into()),
     };
-    let client = Client::new(settings.url.clone()).unwrap();
+    let client = Client::new(&Http::default(), settings.url.clone()).unwrap();
     let forge: Arc<dyn Forge> = Arc::new(GitHub::new(client, &settings).unwrap());
     let reached = Reached::at(&host.url, true, Some(Credential::Forge(forge))).await;
     let (_, pushed) = reached.fetch_and_push().await;
