@@ -71,13 +71,25 @@ impl Connecting {
         self.api.call(method, &path, body).await
     }
 
-    /// Waits until the fleet's source is as ready as `status` says.
-    async fn source_is(&self, status: ConditionStatus) -> Result<Fleet> {
-        eventually("the source's state", async || {
+    /// Waits until the fleet's source is ready.
+    async fn is_followed(&self) -> Result<Fleet> {
+        eventually("a source that is ready", async || {
             let fleet = self.api.fleet().await?;
             let now = condition(&fleet.conditions, "SourceReady")?;
-            ensure!(now.status == status, "{now:?}");
+            ensure!(now.status == ConditionStatus::True, "{now:?}");
             Ok(fleet)
+        })
+        .await
+    }
+
+    /// Waits until the fleet's source is not ready, for this reason.
+    async fn is_not_followed(&self, because: &str) -> Result<()> {
+        eventually("a source that is not ready", async || {
+            let fleet = self.api.fleet().await?;
+            let now = condition(&fleet.conditions, "SourceReady")?;
+            let is_so = now.status == ConditionStatus::False && now.message.contains(because);
+            ensure!(is_so, "{now:?}");
+            Ok(())
         })
         .await
     }
@@ -86,14 +98,14 @@ impl Connecting {
 #[tokio::test]
 async fn a_tenant_connects_its_fleet_and_it_is_followed_at_once() -> Result<()> {
     let it = Connecting::start(true).await?;
-    it.source_is(ConditionStatus::False).await?;
+    it.is_not_followed("could not read Username").await?;
     let missing = it.connection(Method::GET, &Value::Null).await?;
     ensure!(missing.status == StatusCode::NOT_FOUND, "{missing:?}");
 
     let git = json!({"git": {"password": {"username": "olivia", "password": it.password}}});
     let connected = it.connection(Method::PUT, &git).await?;
     ensure!(connected.status == StatusCode::OK, "{connected:?}");
-    let fleet = it.source_is(ConditionStatus::True).await?;
+    let fleet = it.is_followed().await?;
     let theirs = it.host.api.fleet().await?;
     ensure!(
         fleet.revision.is_some() && fleet.revision == theirs.revision,
@@ -116,7 +128,7 @@ async fn a_tenant_connects_its_fleet_and_it_is_followed_at_once() -> Result<()> 
 
     let gone = it.connection(Method::DELETE, &Value::Null).await?;
     ensure!(gone.status == StatusCode::NO_CONTENT, "{gone:?}");
-    it.source_is(ConditionStatus::False).await?;
+    it.is_not_followed("could not read Username").await?;
     Ok(())
 }
 
@@ -195,9 +207,7 @@ async fn a_host_with_an_unknown_certificate_is_told_nothing() -> Result<()> {
     ensure!(refused.text.contains("certificate"), "{refused:?}");
     let git = json!({"git": {"password": {"username": "olivia", "password": it.password}}});
     it.connection(Method::PUT, &git).await?.success::<Value>()?;
-    let fleet = it.source_is(ConditionStatus::False).await?;
-    let source = condition(&fleet.conditions, "SourceReady")?;
-    ensure!(source.message.contains("certificate"), "{source:?}");
+    it.is_not_followed("certificate").await?;
     drop(it.controller);
     Ok(())
 }
