@@ -116,6 +116,14 @@ async fn only_the_owners_token_opens_a_repo() -> Result<()> {
     let said = git(copy.path(), &["push", &foreign, "main:stolen"]).await?;
     said.refused()?.says("there is no hosted repo")?;
 
+    // What the controller hosts is on no other host.
+    let connection = json!({"force": true});
+    let answer = tenant
+        .call(Method::PUT, "fleets/shops/connection", Some(&connection))
+        .await?;
+    ensure!(answer.status == StatusCode::UNPROCESSABLE_ENTITY, "{answer:?}");
+    ensure!(answer.text.contains("hosts this fleet's repo itself"), "{answer:?}");
+
     // Neither may say where on the disk.
     for repo in ["/etc", "https://git.example/x.git"] {
         let body = json!({"name": "both", "hosted": true, "repo": repo});
