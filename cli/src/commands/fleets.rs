@@ -32,7 +32,7 @@ pub enum Fleets {
 Examples:
   longshore fleets add shops --repo https://git.example/acme/shops.git
   longshore fleets add shops --repo ./shops.git            # on the controller's own machine
-  longshore fleets add shops --hosted                      # no Git host: the controller hosts the repo
+  longshore fleets add shops --hosted                      # on the controller itself
   longshore fleets add shops --repo ssh://git@git.example/acme/infra.git --branch live --path edge")]
     Add(Add),
     /// Show one fleet: its revision, devices, conditions, problems and held removals

@@ -75,6 +75,25 @@ fn fleets() {
 }
 
 #[test]
+fn a_hosted_fleet_needs_no_repo_and_tells_how_to_fill_it() {
+    let controller = controller();
+    controller
+        .run("fleets add shops --hosted --branch live")
+        .code(0)
+        .says("git remote add origin")
+        .says("the API token, with any user name");
+    assert_eq!(
+        controller.last_change().body,
+        json!({"name": "shops", "repo": "", "hosted": true, "branch": "live", "path": ""})
+    );
+    controller.run("fleets add shops").code(2).says("--repo");
+    controller
+        .run("fleets add shops --hosted --repo /srv/shops.git")
+        .code(2)
+        .says("cannot be used with");
+}
+
+#[test]
 fn adding_a_fleet_prints_the_webhook_once() {
     let controller = controller();
     controller
@@ -87,7 +106,7 @@ fn adding_a_fleet_prints_the_webhook_once() {
         .prints("whs-a-secret");
     assert_eq!(
         controller.last_change().body,
-        json!({"name": "shops", "repo": "https://git.example/acme/shops.git", "branch": "main", "path": "edge"})
+        json!({"name": "shops", "repo": "https://git.example/acme/shops.git", "hosted": false, "branch": "main", "path": "edge"})
     );
     controller.run("fleets add shops --repo shops.git").code(0);
     let repo = controller

@@ -121,8 +121,14 @@ async fn only_the_owners_token_opens_a_repo() -> Result<()> {
     let answer = tenant
         .call(Method::PUT, "fleets/shops/connection", Some(&connection))
         .await?;
-    ensure!(answer.status == StatusCode::UNPROCESSABLE_ENTITY, "{answer:?}");
-    ensure!(answer.text.contains("hosts this fleet's repo itself"), "{answer:?}");
+    ensure!(
+        answer.status == StatusCode::UNPROCESSABLE_ENTITY,
+        "{answer:?}"
+    );
+    ensure!(
+        answer.text.contains("hosts this fleet's repo itself"),
+        "{answer:?}"
+    );
 
     // Neither may say where on the disk.
     for repo in ["/etc", "https://git.example/x.git"] {

@@ -116,7 +116,7 @@ async fn a_hostile_repo_runs_and_reads_nothing() -> Result<()> {
     let config = fs::read_to_string(world.repo.bare().join("config"))?;
     ensure!(!config.contains("canary"), "{config}");
     ensure!(!world.repo.bare().join("objects/info/alternates").exists());
-    is_whole(&world)
+    is_whole(&world).await
 }
 
 /// A commit whose tree has a folder that Git would not let anybody check in.

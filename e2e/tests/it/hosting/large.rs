@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
     access::{authorization, raw},
-    git, hosted, is_whole, nothing_left, push,
+    git, hosted, is_whole, nothing_left, nothing_stays, push,
 };
 
 const MIB: usize = 1024 * 1024;
@@ -90,7 +90,7 @@ async fn a_large_push_and_its_clone_are_not_held_in_memory() -> Result<()> {
     );
     ensure!(grown < 32 * MIB as u64, "{before} {most}");
     ensure!(fs::metadata(path.join("clone/noise.bin"))?.len() == 100 * MIB as u64);
-    is_whole(&world)
+    is_whole(&world).await
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn a_push_that_is_too_large_is_refused() -> Result<()> {
         .await?
         .refused()?
         .says("pack exceeds maximum allowed size")?;
-    nothing_left(&world)?;
+    nothing_stays(&world).await?;
 
     copy.git(["reset", "--quiet", "--hard", &base])?;
     let mut full = None;
@@ -187,7 +187,7 @@ async fn a_push_that_is_too_large_is_refused() -> Result<()> {
     }
     let (round, said) = full.context("a repo that never gets full")?;
     ensure!((1..5).contains(&round), "{round}: {said:?}");
-    is_whole(&world)
+    is_whole(&world).await
 }
 
 #[tokio::test]
@@ -239,7 +239,7 @@ async fn a_push_whose_connection_breaks_leaves_nothing() -> Result<()> {
         Ok(())
     })
     .await?;
-    is_whole(&world)
+    is_whole(&world).await
 }
 
 /// What `commit` has and `known` has not, as a pack.

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use longshore_e2e::{agent::PAGE, repo};
 
-use super::{git, hosted, is_whole, nothing_left, push};
+use super::{git, hosted, is_whole, nothing_stays, push};
 
 const KIOSK: &str = "groups/kiosk/kustomization.yaml";
 
@@ -64,7 +64,7 @@ async fn a_push_that_breaks_an_overlay_is_refused() -> Result<()> {
     let bare = world.repo.bare();
     ensure!(repo::git(bare, ["rev-parse", "main"])? == before);
     ensure!(repo::git(bare, ["cat-file", "-e", &broken]).is_err());
-    nothing_left(&world)?;
+    nothing_stays(&world).await?;
 
     // Elsewhere it breaks nothing.
     let said = push(copy, &["main:try"]).await?.worked()?;
@@ -195,5 +195,5 @@ async fn the_tracked_branch_can_be_forced_but_not_deleted() -> Result<()> {
         .await?
         .worked()?;
     log.says(&mistake[..7])?;
-    is_whole(&world)
+    is_whole(&world).await
 }
