@@ -2,7 +2,6 @@
 //! signed with another secret must not get in.
 #![no_main]
 
-use arbitrary::Arbitrary;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -14,14 +13,15 @@ use sha2::Sha256;
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const OTHER: &str = "whsec_c3RyYW5nZXJzIGhhdmUgbm8gc2VjcmV0IG9m";
 
-#[derive(Arbitrary, Debug)]
+/// `hP{…`: who sends, what, and the body. So the files in `seeds/signed` are bodies with two letters before them.
+#[derive(Debug)]
 struct Call<'a> {
     host: Host,
     event: Event<'a>,
     body: &'a [u8],
 }
 
-#[derive(Arbitrary, Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Host {
     GitHub,
     GitLab,
@@ -33,12 +33,39 @@ enum Host {
     Generic,
 }
 
-#[derive(Arbitrary, Debug)]
+#[derive(Debug)]
 enum Event<'a> {
     Push,
     PullRequest,
     Delete,
     Other(&'a str),
+}
+
+impl<'a> Call<'a> {
+    fn of(input: &'a [u8]) -> Option<Self> {
+        let [host, event, body @ ..] = input else {
+            return None;
+        };
+        let host = match host {
+            b'h' => Host::GitHub,
+            b'l' => Host::GitLab,
+            b's' => Host::GitLabSigning,
+            b'g' => Host::Gitea,
+            b'f' => Host::Forgejo,
+            b'b' => Host::BitbucketCloud,
+            b'd' => Host::BitbucketDataCenter,
+            b'x' => Host::Generic,
+            _ => return None,
+        };
+        let event = match event {
+            b'P' => Event::Push,
+            b'R' => Event::PullRequest,
+            b'D' => Event::Delete,
+            b'N' => Event::Other(str::from_utf8(body.get(..8)?).ok()?),
+            _ => return None,
+        };
+        Some(Self { host, event, body })
+    }
 }
 
 impl Call<'_> {
@@ -107,7 +134,10 @@ fn hmac(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
     mac.finalize().into_bytes().to_vec()
 }
 
-fuzz_target!(|call: Call| {
+fuzz_target!(|input: &[u8]| {
+    let Some(call) = Call::of(input) else {
+        return;
+    };
     let secrets = [SecretString::from("old"), SecretString::from(SECRET)];
     let verified = match receive(&call.headers(SECRET), call.body, &secrets) {
         Ok(_) => true,
