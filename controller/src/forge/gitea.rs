@@ -45,8 +45,12 @@ struct Pull {
 
 #[derive(Debug, Deserialize)]
 struct Side {
-    #[serde(rename = "ref")]
+    /// The branch, even where it is deleted; empty where there never was one.
+    #[serde(rename = "label")]
     branch: String,
+    /// The same, or `refs/pull/7/head` where the repo has no such branch.
+    #[serde(rename = "ref")]
+    git_ref: String,
     sha: String,
     /// Zero where a fork was deleted.
     repo_id: i64,
@@ -92,8 +96,11 @@ impl From<Pull> for PullRequest {
                 (false, "open") => PullRequestState::Open,
                 (false, _) => PullRequestState::Closed,
             },
-            // One that a reader pushed to `refs/for/…` shows the repo as its origin, but no branch of it.
-            is_from_fork: pull.head.repo_id != pull.base.repo_id || pull.head.branch.is_empty(),
+            // What a reader pushed to `refs/for/…` shows the repo as its origin, but is from no branch of it. Those
+            // whose own branch was deleted look alike, but are not open.
+            is_from_fork: pull.head.repo_id != pull.base.repo_id
+                || pull.head.branch.is_empty()
+                || pull.state == "open" && pull.head.git_ref.starts_with("refs/"),
             head_branch: pull.head.branch,
             head_commit: pull.head.sha,
             base_branch: pull.base.branch,

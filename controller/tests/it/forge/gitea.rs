@@ -25,8 +25,8 @@ fn pull(number: u64) -> Value {
         "html_url": format!("https://git.example/acme/kiosks/pulls/{number}"),
         "state": "open",
         "merged": false,
-        "head": {"ref": "longshore/enroll/store-0001", "sha": COMMIT, "repo_id": 5},
-        "base": {"ref": "main", "sha": COMMIT, "repo_id": 5},
+        "head": {"label": "longshore/enroll/store-0001", "ref": "longshore/enroll/store-0001", "sha": COMMIT, "repo_id": 5},
+        "base": {"label": "main", "ref": "main", "sha": COMMIT, "repo_id": 5},
     })
 }
 
@@ -40,7 +40,7 @@ async fn pull_requests_are_read_from_all_pages() {
     let server = Server::start().await;
     let gitea = gitea(&server);
     let mut for_other_branch = pull(9);
-    for_other_branch["base"]["ref"] = json!("live");
+    for_other_branch["base"]["label"] = json!("live");
     let mut of_deleted_fork = pull(8);
     of_deleted_fork["head"]["repo_id"] = json!(0);
     let link = "<https://elsewhere.example/x?page=2>; rel=\"next\",<https://elsewhere.example/x?page=2>; rel=\"last\"";
@@ -90,8 +90,16 @@ async fn the_newest_pull_request_of_the_own_branch_is_found() {
     let mut from_fork = pull(12);
     from_fork["head"]["repo_id"] = json!(6);
     let mut from_other_branch = pull(11);
-    from_other_branch["head"]["ref"] = json!("other");
-    let all = json!([from_fork, from_other_branch, pull(9), pull(10)]);
+    from_other_branch["head"]["label"] = json!("other");
+    let mut from_no_branch = pull(13);
+    from_no_branch["head"]["label"] = json!("");
+    let all = json!([
+        from_no_branch,
+        from_fork,
+        from_other_branch,
+        pull(9),
+        pull(10)
+    ]);
     server.on(
         &format!("GET {REPO}/pulls?state=all"),
         Answer::new(200, all),
