@@ -67,7 +67,7 @@ async fn closing_rejects_and_the_device_is_told_why() -> Result<()> {
 /// Deleting the branch is another way to say no, whether the host closes the pull request then or not.
 #[tokio::test]
 async fn deleting_the_branch_rejects() -> Result<()> {
-    for host in Host::ALL {
+    for host in [Host::GitHub, Host::GitLab] {
         let world = ForgeWorld::start(ForgeOptions::at(host)).await?;
         let forge = &world.forge;
         let token = world.api.create_token(Approval::Manual).await?;
@@ -75,6 +75,11 @@ async fn deleting_the_branch_rejects() -> Result<()> {
         device.ask(&world.api, &token.secret).await?;
         let branch = branch_of("store-0001");
         let pull = forge.pull_request_of(&branch).await?;
+        // Whoever comes next is dealt with after the controller saw the branch.
+        Candidate::new("next")?
+            .ask(&world.api, &token.secret)
+            .await?;
+        forge.pull_request_of(&branch_of("next")).await?;
         forge.delete_branch(&branch)?;
         world
             .api
@@ -92,7 +97,7 @@ async fn deleting_the_branch_rejects() -> Result<()> {
             Ok(())
         })
         .await?;
-        ensure!(forge.branch(&branch).is_err() && forge.pull_requests().len() == 1);
+        ensure!(forge.branch(&branch).is_err() && forge.pull_requests().len() == 2);
         forge.is_content()?;
     }
     Ok(())
@@ -200,7 +205,7 @@ async fn an_automatic_token_on_a_protected_branch_becomes_a_pull_request() -> Re
         let agent = world.agent("store-0001", &token)?;
         let pull = forge.pull_request_of(&branch_of("store-0001")).await?;
         ensure!(
-            pull.body.contains("protected") || pull.body.contains("refuse"),
+            pull.body.contains("the tracked branch does not take that"),
             "the text says why: {}",
             pull.body
         );

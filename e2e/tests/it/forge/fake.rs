@@ -194,11 +194,10 @@ async fn its_repos_are_real() -> Result<()> {
 
         // A protected branch refuses pushes in the host's words.
         forge.protect_main()?;
+        copy.pull()?;
         copy.write("second.txt", "second")?;
-        let refused = format!(
-            "{:#}",
-            copy.publish("Second").expect_err("main is protected")
-        );
+        copy.commit("Second")?;
+        let refused = format!("{:#}", copy.push().expect_err("main is protected"));
         let words = match host {
             Host::GitHub => "GH006: Protected branch update failed for refs/heads/main",
             Host::GitLab => "You are not allowed to push code to protected branches",

@@ -46,7 +46,7 @@ async fn lost_ones_cost_the_polling_interval() -> Result<()> {
 
 #[tokio::test]
 async fn doubled_late_and_reversed_ones_change_nothing() -> Result<()> {
-    for host in Host::ALL {
+    for host in [Host::GitHub, Host::GitLab] {
         let world = ForgeWorld::start(ForgeOptions::at(host)).await?;
         let forge = &world.forge;
         let token = world.api.create_token(Approval::Manual).await?;
