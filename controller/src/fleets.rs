@@ -165,6 +165,7 @@ impl Fleets {
             ),
             mirror: mirror.clone(),
             observation: observation.clone(),
+            fetching: Arc::default(),
         };
         let reconcile: Arc<Notify> = Arc::default();
         let progress: Arc<Notify> = Arc::default();

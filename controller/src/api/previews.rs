@@ -54,22 +54,17 @@ pub(super) async fn report(
     let number: u64 = number.parse().map_err(|_invalid| closed())?;
     let fleet = FleetId { tenant, name };
     let mut db = api.store.read().await?;
-    let reported = previews::find(&mut db, &fleet, number).await?;
+    let report = previews::report(&mut db, &fleet, number).await?;
     drop(db);
     let link = Link {
         keyring: api.keyring.clone(),
         public_url: api.public_url.clone(),
     };
-    let (reported, report) = reported
-        .filter(|reported| link.opens(&fleet, number, &reported.head, &key))
-        .and_then(|mut reported| {
-            let report = reported.report.take()?;
-            Some((reported, report))
-        })
+    let (head, report) = report
+        .filter(|(head, _)| link.opens(&fleet, number, head, &key))
         .ok_or_else(closed)?;
     let text = format!(
-        "Fleet {fleet}, pull request {number}, commit {}\n\n{}",
-        reported.head,
+        "Fleet {fleet}, pull request {number}, commit {head}\n\n{}",
         report.report()
     );
     // The text is a repo's: nothing may take it for more, keep it, or tell others where it was found.

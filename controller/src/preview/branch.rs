@@ -1,7 +1,9 @@
 //! A branch, previewed when somebody asks.
 
+use std::sync::Arc;
+
 use git2::{Oid, Reference};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use super::{Engine, PreviewError, Report};
 use crate::source::{Observation, mirror::Mirror};
@@ -15,6 +17,8 @@ pub struct BranchPreviews {
     pub mirror: Mirror,
     /// What the source sees.
     pub observation: watch::Receiver<Observation>,
+    /// One fetch at a time: whoever asks again and again waits for himself.
+    pub fetching: Arc<Mutex<()>>,
 }
 
 impl BranchPreviews {
@@ -27,11 +31,11 @@ impl BranchPreviews {
         if !Reference::is_valid_name(&remote) {
             return Err(PreviewError::NoBranch(branch.to_owned()));
         }
-        // Two who ask at once do not take it from each other.
-        let name = format!("branch/{:016x}", rand::random::<u64>());
+        // The ref is needed no longer than until it is read: objects that were fetched stay.
+        let turn = self.fetching.lock().await;
         let head = self
             .mirror
-            .fetch_proposal(&name, &remote)
+            .fetch_proposal("branch", &remote)
             .await
             .map_err(|error| {
                 if error.is_missing_branch() {
@@ -40,12 +44,10 @@ impl BranchPreviews {
                     error.into()
                 }
             })?;
-        let report = self
-            .engine
+        drop(turn);
+        self.engine
             .propose(&self.mirror, self.tracked(), head)
-            .await;
-        self.mirror.forget_proposal(&name).await?;
-        report
+            .await
     }
 
     fn tracked(&self) -> Option<Oid> {

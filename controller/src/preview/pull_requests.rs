@@ -18,7 +18,7 @@
 mod tell;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -194,15 +194,14 @@ impl Previews {
         let Some(base) = self.tracked() else {
             return Ok(INTERVAL);
         };
-        self.forget_closed(&open, memory).await?;
+        let mut known = self.known().await?;
+        self.forget_closed(&open, &known, memory).await?;
         let mut open = open.to_vec();
         open.sort_by_key(|pull| std::cmp::Reverse(pull.number));
         open.truncate(MAX_OPEN);
         let mut outdated = Vec::new();
         for pull in open {
-            let mut db = self.store.read().await?;
-            let known = previews::find(&mut db, &self.fleet, pull.number).await?;
-            match known {
+            match known.remove(&pull.number) {
                 Some(known) if known.is_final_of(&pull.head_commit) => {
                     if known.base != base.to_string() && !enrolls(&pull) {
                         outdated.push((pull, known));
@@ -235,16 +234,22 @@ impl Previews {
         Some(observation.refs.as_ref()?.tracked.as_ref()?.id)
     }
 
+    /// What is remembered, by number.
+    async fn known(&self) -> Result<BTreeMap<u64, Reported>, UpdateError> {
+        let mut db = self.store.read().await?;
+        let known = previews::list(&mut db, &self.fleet).await?;
+        Ok(known.into_iter().map(|it| (it.number, it)).collect())
+    }
+
     async fn forget_closed(
         &self,
         open: &[PullRequest],
+        known: &BTreeMap<u64, Reported>,
         memory: &mut Memory,
     ) -> Result<(), UpdateError> {
         let open: BTreeSet<_> = open.iter().map(|pull| pull.number).collect();
         memory.paused.retain(|number, _| open.contains(number));
-        let mut db = self.store.read().await?;
-        let mut closed = previews::numbers(&mut db, &self.fleet).await?;
-        drop(db);
+        let mut closed: Vec<_> = known.keys().copied().collect();
         closed.retain(|number| !open.contains(number));
         for number in closed {
             self.mirror.forget_proposal(&proposal(number)).await?;

@@ -12,7 +12,7 @@ use super::{
     from_json, json, signed, unsigned,
 };
 
-/// The newest report of one pull request.
+/// What was compared for one pull request, and what its host was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reported {
     /// The pull request's number.
@@ -21,8 +21,6 @@ pub struct Reported {
     pub base: String,
     /// The commit that it proposed.
     pub head: String,
-    /// What was found; `None` where it is not rendered.
-    pub report: Option<Preview>,
     /// What the host was told.
     pub told: Told,
     /// When.
@@ -49,7 +47,6 @@ struct Row {
     number: i64,
     base: String,
     head: String,
-    report: Option<Vec<u8>>,
     told: String,
     reported_at: i64,
 }
@@ -58,32 +55,25 @@ impl TryFrom<Row> for Reported {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
-        let report = row.report.map(|report| {
-            let text = decompress(&report, "previews.report")?;
-            serde_json::from_slice(&text)
-                .map_err(|error| corrupt("previews.report", &error.to_string()))
-        });
         Ok(Self {
             number: unsigned(row.number),
             base: row.base,
             head: row.head,
-            report: report.transpose()?,
             told: from_json(&row.told, "previews.told")?,
             at: unsigned(row.reported_at),
         })
     }
 }
 
-/// Remembers what was found and told of a pull request, in the place of what was remembered before.
+/// Remembers what was compared and found of a pull request, in the place of what was remembered before. Without a
+/// report, it is not rendered, or not yet.
 pub async fn put(
     db: &mut AnyConnection,
     fleet: &FleetId,
     reported: &Reported,
+    report: Option<&Preview>,
 ) -> Result<(), StoreError> {
-    let report = reported
-        .report
-        .as_ref()
-        .map(|report| compress(json(report).as_bytes()));
+    let report = report.map(|report| compress(json(report).as_bytes()));
     sqlx::query(
         "INSERT INTO previews (tenant, fleet, number, base, head, report, told, reported_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
@@ -104,34 +94,56 @@ pub async fn put(
     Ok(())
 }
 
-/// What is remembered of one pull request.
-pub async fn find(
+/// Remembers what the host was told.
+pub async fn set_told(
     db: &mut AnyConnection,
     fleet: &FleetId,
     number: u64,
-) -> Result<Option<Reported>, StoreError> {
-    let row: Option<Row> = sqlx::query_as(
-        "SELECT number, base, head, report, told, reported_at FROM previews
-         WHERE tenant = $1 AND fleet = $2 AND number = $3",
+    told: &Told,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE previews SET told = $4 WHERE tenant = $1 AND fleet = $2 AND number = $3")
+        .bind(fleet.tenant.as_str())
+        .bind(fleet.name.as_str())
+        .bind(signed(number))
+        .bind(json(told))
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// What is remembered of the fleet's pull requests, by number.
+pub async fn list(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<Reported>, StoreError> {
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT number, base, head, told, reported_at FROM previews
+         WHERE tenant = $1 AND fleet = $2 ORDER BY number",
+    )
+    .bind(fleet.tenant.as_str())
+    .bind(fleet.name.as_str())
+    .fetch_all(db)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// The report of one pull request, where it was rendered, and the commit that it is about.
+pub async fn report(
+    db: &mut AnyConnection,
+    fleet: &FleetId,
+    number: u64,
+) -> Result<Option<(String, Preview)>, StoreError> {
+    let row: Option<(String, Option<Vec<u8>>)> = sqlx::query_as(
+        "SELECT head, report FROM previews WHERE tenant = $1 AND fleet = $2 AND number = $3",
     )
     .bind(fleet.tenant.as_str())
     .bind(fleet.name.as_str())
     .bind(signed(number))
     .fetch_optional(db)
     .await?;
-    row.map(TryInto::try_into).transpose()
-}
-
-/// The numbers of the pull requests that something is remembered of.
-pub async fn numbers(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<u64>, StoreError> {
-    let rows: Vec<(i64,)> = sqlx::query_as(
-        "SELECT number FROM previews WHERE tenant = $1 AND fleet = $2 ORDER BY number",
-    )
-    .bind(fleet.tenant.as_str())
-    .bind(fleet.name.as_str())
-    .fetch_all(db)
-    .await?;
-    Ok(rows.into_iter().map(|(number,)| unsigned(number)).collect())
+    let Some((head, Some(report))) = row else {
+        return Ok(None);
+    };
+    let report = serde_json::from_slice(&decompress(&report, "previews.report")?)
+        .map_err(|error| corrupt("previews.report", &error.to_string()))?;
+    Ok(Some((head, report)))
 }
 
 /// Forgets a pull request.

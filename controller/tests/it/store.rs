@@ -5,6 +5,7 @@ mod database;
 mod devices;
 mod fleets;
 mod plans;
+mod previews;
 pub mod samples;
 mod schema;
 mod tenants;

@@ -62,7 +62,6 @@ impl Reported {
             number: pull.number,
             base,
             head,
-            report: None,
             told,
             at: clock::now_ms(),
         }
@@ -85,24 +84,30 @@ impl Previews {
         reported: &mut Reported,
         finding: Finding,
     ) -> Result<(), UpdateError> {
-        if let Finding::Preview(preview) = &finding {
-            reported.report = Some((**preview).clone());
-            // The whole report is there before anything leads to it.
-            self.remember(reported).await?;
-        }
-        let status = self.status(pull, reported, &finding).await;
-        self.remember(reported).await?;
+        let report = match &finding {
+            Finding::Preview(preview) => Some(&**preview),
+            Finding::Pending | Finding::Fork | Finding::TooLarge(_) => None,
+        };
+        // The whole report is there before anything leads to it.
+        let mut db = self.store.write().await?;
+        previews::put(&mut db, &self.fleet, reported, report).await?;
+        db.commit().await.map_err(StoreError::from)?;
+        let told = &mut reported.told;
+        let status = self.status(pull, told, &finding).await;
+        self.remember(pull, told).await?;
         // A host that takes no status may well take a comment.
-        let comment = self.comment(pull, reported, &finding).await;
-        status.and(comment)?;
-        reported.told.done = !matches!(finding, Finding::Pending);
-        self.remember(reported).await
+        let comment = self.comment(pull, told, &finding).await;
+        if status.is_ok() && comment.is_ok() {
+            told.done = !matches!(finding, Finding::Pending);
+        }
+        self.remember(pull, told).await?;
+        status.and(comment)
     }
 
     async fn status(
         &self,
         pull: &PullRequest,
-        reported: &mut Reported,
+        told: &mut Told,
         finding: &Finding,
     ) -> Result<(), UpdateError> {
         let (state, description) = finding.status();
@@ -110,12 +115,12 @@ impl Previews {
             context: self.context.clone(),
             state,
             description,
-            url: reported.report.as_ref().map(|_| self.link_to(pull)),
+            url: matches!(finding, Finding::Preview(_)).then(|| self.link_to(pull)),
         };
         let digest = digest(&[&format!("{state:?}"), &status.description]);
-        if reported.told.status.as_ref() != Some(&digest) {
+        if told.status.as_ref() != Some(&digest) {
             self.forge.set_status(&pull.head_commit, &status).await?;
-            reported.told.status = Some(digest);
+            told.status = Some(digest);
         }
         Ok(())
     }
@@ -123,10 +128,10 @@ impl Previews {
     async fn comment(
         &self,
         pull: &PullRequest,
-        reported: &mut Reported,
+        told: &mut Told,
         finding: &Finding,
     ) -> Result<(), UpdateError> {
-        let was_written = reported.told.comment.is_some();
+        let was_written = told.comment.is_some();
         let link = self.link_to(pull);
         let text = match finding {
             Finding::Preview(preview) if was_written || !preview.is_nothing() => {
@@ -144,10 +149,10 @@ impl Previews {
             _ => return Ok(()),
         };
         let digest = digest(&[&text]);
-        if reported.told.comment.as_ref() != Some(&digest) {
+        if told.comment.as_ref() != Some(&digest) {
             let marker = marker(&self.fleet);
             self.forge.put_comment(pull.number, &marker, &text).await?;
-            reported.told.comment = Some(digest);
+            told.comment = Some(digest);
         }
         Ok(())
     }
@@ -156,9 +161,9 @@ impl Previews {
         self.link.to(&self.fleet, pull.number, &pull.head_commit)
     }
 
-    async fn remember(&self, reported: &Reported) -> Result<(), UpdateError> {
+    async fn remember(&self, pull: &PullRequest, told: &Told) -> Result<(), UpdateError> {
         let mut db = self.store.write().await?;
-        previews::put(&mut db, &self.fleet, reported).await?;
+        previews::set_told(&mut db, &self.fleet, pull.number, told).await?;
         db.commit().await.map_err(StoreError::from)?;
         Ok(())
     }

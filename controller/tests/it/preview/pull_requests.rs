@@ -8,7 +8,10 @@ use longshore_controller::{
     preview::{Link, pull_requests::Previews},
     secret::Keyring,
     source::{Observation, mirror::Mirror},
-    store::{fleets, previews},
+    store::{
+        fleets,
+        previews::{self, Reported},
+    },
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -116,14 +119,17 @@ impl Hosted {
     /// Waits until a pull request's status is not pending, and everything else is told.
     async fn told(&self, pull: &PullRequest) -> (StatusState, String) {
         self.until("the preview is told", async || {
-            let mut db = self.world.store.read().await.unwrap();
-            let known = previews::find(&mut db, &shops(), pull.number)
-                .await
-                .unwrap();
+            let known = self.known().await;
+            let known = known.iter().find(|known| known.number == pull.number);
             known.is_some_and(|known| known.told.done && known.head == pull.head_commit)
         })
         .await;
         self.host.status(&pull.head_commit).unwrap()
+    }
+
+    async fn known(&self) -> Vec<Reported> {
+        let mut db = self.world.store.read().await.unwrap();
+        previews::list(&mut db, &shops()).await.unwrap()
     }
 
     async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
@@ -186,11 +192,7 @@ async fn a_pull_request_is_told_once_and_again_when_it_changes() {
     hosted.open([]);
     hosted
         .until("closed ones are forgotten", async || {
-            let mut db = hosted.world.store.read().await.unwrap();
-            previews::numbers(&mut db, &shops())
-                .await
-                .unwrap()
-                .is_empty()
+            hosted.known().await.is_empty()
         })
         .await;
     let mirror = git2::Repository::open_bare(hosted.world.directory().join("mirror")).unwrap();
