@@ -88,7 +88,9 @@ impl Preview {
                 ),
             )?;
         }
-        copy.publish("A fleet")
+        let commit = copy.commit("A fleet")?;
+        copy.push()?;
+        Ok(commit)
     }
 
     /// Proposes another change of the base, and asks what it does. Returns the time and the number of builds.
