@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use longshore_fleet::Tree as _;
+use longshore_protocol::api::DeviceState;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -90,12 +91,23 @@ impl Pass<'_> {
 
     /// Deletes the folders of decommissioned devices from the tracked branch.
     pub(super) async fn delete_folders(&mut self) -> Result<(), BranchError> {
-        if self.to_delete.is_empty() {
+        // The name may have a new owner already, whose folder it then is.
+        let mut db = self.parts.store.read().await?;
+        let mut ours = Vec::new();
+        for device in std::mem::take(&mut self.to_delete) {
+            let named = devices::find(&mut db, &self.parts.fleet, &device.name).await?;
+            let is_living =
+                |it: Device| matches!(it.state, DeviceState::Pending | DeviceState::Active);
+            if !named.is_some_and(is_living) {
+                ours.push(device);
+            }
+        }
+        drop(db);
+        if ours.is_empty() {
             return Ok(());
         }
         let tree = self.parts.mirror.tree(self.tracked).await?;
-        let (there, gone): (Vec<&Device>, Vec<&Device>) = self
-            .to_delete
+        let (there, gone): (Vec<&Device>, Vec<&Device>) = ours
             .iter()
             .partition(|device| matches!(tree.entry(&self.parts.folder(device)), Ok(Some(_))));
         let mut db = self.parts.store.write().await?;

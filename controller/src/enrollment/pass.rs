@@ -125,9 +125,18 @@ impl<'a> Pass<'a> {
         }
         let fleet = reading.fleet.as_ref().ok();
         let mut db = parts.store.read().await?;
-        let devices = devices::list(&mut db, &parts.fleet).await?;
-        let tokens = tokens::list(&mut db, &parts.fleet).await?;
+        let devices = devices::of_enrollment(&mut db, &parts.fleet).await?;
         let proposals = proposals::list(&mut db, &parts.fleet).await?;
+        if devices.is_empty() && proposals.is_empty() {
+            return Ok(None);
+        }
+        let tokens = tokens::list(&mut db, &parts.fleet).await?;
+        // People's own branches may carry devices that are out of the fleet; the controller's are made without.
+        let ended = if proposals.iter().any(|proposal| proposal.edited) {
+            devices::ended(&mut db, &parts.fleet).await?
+        } else {
+            HashMap::new()
+        };
         drop(db);
         let mut pass = Self {
             parts,
@@ -145,7 +154,7 @@ impl<'a> Pass<'a> {
             pending: Vec::new(),
             unusable: Vec::new(),
             decided: Vec::new(),
-            ended: HashMap::new(),
+            ended,
             to_delete: Vec::new(),
             proposals: proposals
                 .into_iter()
@@ -161,23 +170,25 @@ impl<'a> Pass<'a> {
             more: false,
             now: clock::now_ms(),
         };
-        let is_tracked = |key: Digest| fleet.is_some_and(|fleet| fleet.keys.contains(&key));
+        // A file that cannot be read may have a device's key all the same.
+        let hidden = match fleet.map(|fleet| &fleet.unreadable) {
+            Some(unreadable) if !unreadable.is_empty() => {
+                let folders = unreadable.iter().map(ToString::to_string).collect();
+                let mirror = &parts.mirror;
+                mirror.keys_of(pass.tracked, &parts.root, folders).await?
+            }
+            _ => HashSet::new(),
+        };
+        let is_tracked = |key: Digest| {
+            hidden.contains(&key) || fleet.is_some_and(|fleet| fleet.keys.contains(&key))
+        };
         let usable: HashSet<_> = fleet
             .iter()
             .flat_map(|fleet| fleet.devices.values().filter_map(|spec| spec.public_key))
             .collect();
-        let mut living = HashSet::new();
-        for device in devices.into_iter().map(|view| view.device) {
-            match device.state {
-                DeviceState::Pending | DeviceState::Active => {
-                    living.insert(device.name.clone());
-                }
-                DeviceState::Decommissioned | DeviceState::Rejected => {
-                    pass.ended.insert(device.public_key, device.name.clone());
-                    if device.folder_to_delete {
-                        pass.to_delete.push(device.clone());
-                    }
-                }
+        for device in devices {
+            if device.folder_to_delete {
+                pass.to_delete.push(device.clone());
             }
             if device.state != DeviceState::Pending {
                 if device.enrollment_branch.is_some() {
@@ -190,11 +201,6 @@ impl<'a> Pass<'a> {
             }
             // Else the reconciler is about to approve it.
         }
-        pass.pending
-            .sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-        // The name may have a new owner already, whose folder it then is.
-        pass.to_delete
-            .retain(|device| !living.contains(&device.name));
         Ok(Some(pass))
     }
 
@@ -216,6 +222,8 @@ impl<'a> Pass<'a> {
                 );
                 proposal.edited = true;
                 self.changed.insert(branch.clone());
+                // What this pass read is what the controller's own branches need.
+                self.more = true;
             }
             if proposal.edited || proposal.pushed != Some(tip) {
                 to_read.push((branch.clone(), tip));
@@ -299,6 +307,8 @@ impl<'a> Pass<'a> {
                 |url| format!("{} {url}", self.noun()),
             );
             match verdict(device.branch_pushed, sight, request) {
+                // What the tracked branch has cannot be told now: the device may be on it.
+                Verdict::Removed | Verdict::Deleted if self.folders.is_none() => {}
                 Verdict::Waits => {}
                 Verdict::Anew => anew.push(device.id.clone()),
                 Verdict::Closed => rejected.push((
@@ -312,7 +322,7 @@ impl<'a> Pass<'a> {
                 // Something of that name on the tracked branch may be this device, merged with a mistake.
                 Verdict::Deleted => {
                     let name = device.name.as_str();
-                    if self.folders.as_ref().is_some_and(|it| !it.contains(name)) {
+                    if !self.folders.as_ref().is_some_and(|it| it.contains(name)) {
                         let reason = match of_request {
                             None => "its enrollment branch was deleted".to_owned(),
                             Some(url) => {

@@ -6,7 +6,7 @@
 //! one takes nobody away.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     path::Path,
 };
 
@@ -119,6 +119,32 @@ impl Mirror {
                 carried.folders.extend(keys);
             }
             Ok(carried)
+        })
+        .await
+    }
+
+    /// The keys that the `device.yaml` of these folders say at `commit`, whatever else they say.
+    pub async fn keys_of(
+        &self,
+        commit: Oid,
+        root: &RepoPath,
+        folders: Vec<String>,
+    ) -> Result<HashSet<Digest>, GitError> {
+        let devices = root.join("devices");
+        self.blocking(move |mirror| {
+            let repo = mirror.repo()?;
+            let tree = repo.find_commit(commit)?.tree()?;
+            let mut found = HashSet::new();
+            for folder in folders {
+                let file = devices.join(&folder).join("device.yaml");
+                if let Ok(entry) = tree.get_path(Path::new(file.as_str()))
+                    && let Ok(blob) = repo.find_blob(entry.id())
+                {
+                    let start = blob.content().iter().take(MAX_DEVICE_FILE);
+                    found.extend(keys(&start.copied().collect::<Vec<_>>()));
+                }
+            }
+            Ok(found)
         })
         .await
     }

@@ -16,7 +16,9 @@ use sqlx::{AnyConnection, FromRow};
 
 pub use self::{
     describe::{Description, describe},
-    pending::{Assignment, Waiting, assign, put_waiting, reject, set_branch_pushed},
+    pending::{
+        Assignment, Waiting, assign, ended, of_enrollment, put_waiting, reject, set_branch_pushed,
+    },
     states::{Desired, Observed, desired, put_desired, put_observed, raise_generation},
 };
 use super::{

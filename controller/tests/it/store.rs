@@ -6,6 +6,7 @@ mod devices;
 mod fleets;
 mod plans;
 mod previews;
+mod proposals;
 pub mod samples;
 mod schema;
 mod tenants;

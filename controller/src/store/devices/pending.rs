@@ -1,10 +1,15 @@
 //! Devices that wait: which enrollment branch carries them, what they wait for, and their rejection.
 
+use std::collections::HashMap;
+
 use git2::Oid;
-use longshore_protocol::{Condition, DeviceId, TenantName};
+use longshore_protocol::{Condition, DeviceId, DeviceName, Digest, TenantName};
 use sqlx::AnyConnection;
 
-use crate::store::{ROWS_PER_STATEMENT, StoreError, in_chunks, json, placeholders};
+use super::{Device, Row};
+use crate::store::{
+    ROWS_PER_STATEMENT, StoreError, fleets::FleetId, in_chunks, json, parse, placeholders,
+};
 
 /// Which enrollment branch carries a device.
 #[derive(Clone, Debug)]
@@ -37,6 +42,47 @@ pub struct Waiting {
     pub reason: String,
     /// The controller's statements.
     pub conditions: Vec<Condition>,
+}
+
+/// The fleet's devices that the enrollment has to do with: those that wait, those that an enrollment branch was made
+/// for, and those whose folders are still to be deleted; oldest first. The others are most of a fleet.
+pub async fn of_enrollment(
+    db: &mut AnyConnection,
+    fleet: &FleetId,
+) -> Result<Vec<Device>, StoreError> {
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT * FROM devices WHERE tenant = $1 AND fleet = $2
+         AND (state = 'pending' OR enrollment_branch IS NOT NULL OR folder_to_delete <> 0)
+         ORDER BY created_at, id",
+    )
+    .bind(fleet.tenant.as_str())
+    .bind(fleet.name.as_str())
+    .fetch_all(db)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// The names of the fleet's devices that were rejected or decommissioned, by their keys.
+pub async fn ended(
+    db: &mut AnyConnection,
+    fleet: &FleetId,
+) -> Result<HashMap<Digest, DeviceName>, StoreError> {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "SELECT public_key, name FROM devices WHERE tenant = $1 AND fleet = $2
+         AND state IN ('rejected', 'decommissioned')",
+    )
+    .bind(fleet.tenant.as_str())
+    .bind(fleet.name.as_str())
+    .fetch_all(db)
+    .await?;
+    rows.iter()
+        .map(|(key, name)| {
+            Ok((
+                parse(key, "devices.public_key")?,
+                parse(name, "devices.name")?,
+            ))
+        })
+        .collect()
 }
 
 /// Puts devices on enrollment branches, or takes them off.
