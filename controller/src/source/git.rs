@@ -10,16 +10,21 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Resource, Rlimit, prlimit};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::Command,
 };
+
+use tracing::debug;
 
 use super::{access::Access, throttle};
 use crate::{clock, forge::ForgeError, process_group::Group};
 
 /// A fetch or push that takes longer is ended.
 pub(super) const DEADLINE: Duration = Duration::from_mins(2);
+/// The largest file that it writes, in bytes: the pack of what a host sends.
+const MAX_PACK: u64 = 4 * 1024 * 1024 * 1024;
 /// How much of what the program prints is kept.
 const MAX_OUTPUT: u64 = 64 * 1024;
 
@@ -210,6 +215,7 @@ pub async fn run<S: AsRef<OsStr>>(
     let mut child = command.spawn().map_err(GitError::Start)?;
     // Git's helpers are its children: with the future, the whole group goes.
     let mut group = Group::of(&child);
+    bound(&group);
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let all = async { tokio::join!(read(stdout), read(stderr), child.wait()) };
     let (stdout, stderr, status) =
@@ -257,6 +263,20 @@ fn failure(operation: String, stdout: &str, stderr: &str) -> GitError {
             message,
         },
         None => GitError::Refused { operation, message },
+    }
+}
+
+/// A host that sends without end must not fill the disk.
+fn bound(git: &Group) {
+    let limit = Rlimit {
+        current: Some(MAX_PACK),
+        maximum: Some(MAX_PACK),
+    };
+    if let Some(leader) = git.leader()
+        && let Err(error) = prlimit(Some(leader), Resource::Fsize, limit)
+    {
+        // It ended already, most likely.
+        debug!(%error, "git could not be limited");
     }
 }
 

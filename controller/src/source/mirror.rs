@@ -104,6 +104,7 @@ impl Mirror {
         mirror
             .blocking(|mirror| {
                 if mirror.directory.join("HEAD").exists() {
+                    mirror.remove_torn_packs();
                     return access::clean(&mirror.directory).map_err(GitError::Key);
                 }
                 let options = &mut RepositoryInitOptions::new();
@@ -117,11 +118,34 @@ impl Mirror {
 
     /// Brings the mirror up to date. A tracked branch that was deleted, or an empty repo, is no error.
     pub async fn fetch(&self) -> Result<Refs, GitError> {
-        match self.fetch_once().await {
+        let done = match self.fetch_once().await {
             Err(error) if error.is_locked() && self.break_stale_locks().await? => {
                 self.fetch_once().await
             }
             done => done,
+        };
+        if done.is_err() {
+            self.blocking(|mirror| {
+                mirror.remove_torn_packs();
+                Ok(())
+            })
+            .await?;
+        }
+        done
+    }
+
+    /// Removes what a `git` that was ended left of the packs that it received: a host that sends without end, and
+    /// is asked again and again, would fill the disk.
+    fn remove_torn_packs(&self) {
+        let packs = fs::read_dir(self.directory.join("objects/pack"));
+        for entry in packs.into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_name().to_string_lossy().starts_with("tmp_") && is_stale(&path) {
+                debug!(path = %path.display(), "a torn pack is removed");
+                if let Err(error) = fs::remove_file(&path) {
+                    warn!(%error, path = %path.display(), "a torn pack stays behind");
+                }
+            }
         }
     }
 
@@ -202,11 +226,6 @@ impl Mirror {
                     }
                 }
             }
-            // No `git` of ours lives that long, so an older lock is nobody's.
-            let is_stale = |path: &PathBuf| {
-                let written = fs::metadata(path).and_then(|file| file.modified());
-                written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > git::DEADLINE))
-            };
             let mut broken = false;
             for lock in files.iter().filter(|lock| is_stale(lock)) {
                 warn!(lock = %lock.display(), "a killed git left its lock behind");
@@ -358,6 +377,12 @@ impl Mirror {
 fn mirrored(branches: &str) -> String {
     let name = branches.strip_prefix("longshore/").unwrap_or(branches);
     format!("{MIRRORED}{name}")
+}
+
+/// Whether a file is nobody's any more: no `git` of ours lives that long.
+fn is_stale(path: &Path) -> bool {
+    let written = fs::metadata(path).and_then(|file| file.modified());
+    written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > git::DEADLINE))
 }
 
 pub(super) fn author() -> Result<Signature<'static>, git2::Error> {

@@ -12,6 +12,7 @@
 mod enrollment;
 mod forge;
 mod preview;
+mod readme;
 mod reconcile;
 mod repo;
 mod source;
