@@ -6,9 +6,9 @@
 //!
 //! Renames are not followed: where one side moves a file and the other one changes it, they conflict.
 
-use git2::{
-    Error, ErrorCode, MergeFileInput, ObjectType, Oid, Repository, Tree, TreeEntry, merge_file,
-};
+use std::collections::BTreeSet;
+
+use git2::{Error, ErrorCode, MergeFileInput, ObjectType, Oid, Repository, Tree, merge_file};
 
 /// How many entries of folders are looked at.
 const MAX_ENTRIES: usize = 500_000;
@@ -31,19 +31,64 @@ const FOLDER: i32 = 0o040_000;
 /// # Errors
 /// Where an object cannot be read or written.
 pub fn trees(repo: &Repository, ours: Oid, theirs: Oid) -> Result<Option<Oid>, Error> {
+    let tree = |commit| Ok::<_, Error>(repo.find_commit(commit)?.tree_id());
     let base = match repo.merge_base(ours, theirs) {
-        Ok(base) => Some(repo.find_commit(base)?.tree()?),
+        Ok(base) => Some(tree(base)?),
         // Histories that have nothing in common.
         Err(error) if error.code() == ErrorCode::NotFound => None,
         Err(error) => return Err(error),
     };
-    let ours = repo.find_commit(ours)?.tree()?;
-    let theirs = repo.find_commit(theirs)?.tree()?;
     let mut merging = Merging {
         repo,
         left: MAX_ENTRIES,
     };
-    merging.folder(base.as_ref(), &ours, &theirs, 0)
+    match merging.folder(base, Some(tree(ours)?), Some(tree(theirs)?), 0) {
+        Ok(tree) => Ok(Some(tree)),
+        Err(Stop::Conflict) => Ok(None),
+        Err(Stop::Failed(error)) => Err(error),
+    }
+}
+
+/// Why there is no merge.
+enum Stop {
+    /// It needs a person, or more than it may.
+    Conflict,
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// A file, a symlink or a submodule: content and mode.
+type File = (Oid, i32);
+
+/// What stands under one name, as merging sees it: a name may go from file to folder without a conflict.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Place {
+    file: Option<File>,
+    folder: Option<Oid>,
+}
+
+impl Place {
+    fn of(tree: Option<&Tree<'_>>, name: &[u8]) -> Self {
+        let Some(entry) = tree.and_then(|tree| tree.get_name_bytes(name)) else {
+            return Self::default();
+        };
+        if entry.kind() == Some(ObjectType::Tree) {
+            Self {
+                folder: Some(entry.id()),
+                file: None,
+            }
+        } else {
+            Self {
+                file: Some((entry.id(), entry.filemode())),
+                folder: None,
+            }
+        }
+    }
 }
 
 struct Merging<'a> {
@@ -52,142 +97,122 @@ struct Merging<'a> {
 }
 
 impl Merging<'_> {
+    /// Merges a folder that is not the same on any two sides; where there is none, it is empty.
     fn folder(
         &mut self,
-        base: Option<&Tree<'_>>,
-        ours: &Tree<'_>,
-        theirs: &Tree<'_>,
+        base: Option<Oid>,
+        ours: Option<Oid>,
+        theirs: Option<Oid>,
         depth: usize,
-    ) -> Result<Option<Oid>, Error> {
-        let entries = base.map_or(0, Tree::len) + ours.len() + theirs.len();
-        let Some(left) = self.left.checked_sub(entries) else {
-            return Ok(None);
-        };
-        self.left = left;
+    ) -> Result<Oid, Stop> {
+        let tree = |id: Option<Oid>| id.map(|id| self.repo.find_tree(id)).transpose();
+        let (base, ours, theirs) = (tree(base)?, tree(ours)?, tree(theirs)?);
+        let sides = [base.as_ref(), ours.as_ref(), theirs.as_ref()];
+        let entries: usize = sides.iter().flatten().map(|tree| tree.len()).sum();
+        self.left = self.left.checked_sub(entries).ok_or(Stop::Conflict)?;
         if depth == MAX_DEPTH {
-            return Ok(None);
+            return Err(Stop::Conflict);
         }
-        let mut merged = self.repo.treebuilder(Some(ours))?;
-        for theirs in theirs {
-            let name = theirs.name_bytes();
-            let before = base.and_then(|base| base.get_name_bytes(name));
-            let ours = ours.get_name_bytes(name);
-            if same(before.as_ref(), Some(&theirs)) || same(ours.as_ref(), Some(&theirs)) {
+        let mut merged = self.repo.treebuilder(ours.as_ref())?;
+        // What neither of them has is as it was with us.
+        let names = base.iter().chain(&theirs).flat_map(Tree::iter);
+        let names: BTreeSet<_> = names.map(|entry| entry.name_bytes().to_vec()).collect();
+        for name in names {
+            let [base, ours, theirs] = sides.map(|side| Place::of(side, &name));
+            let place = self.place(base, ours, theirs, depth)?;
+            if place == ours {
                 continue;
             }
-            let (id, mode) = if same(before.as_ref(), ours.as_ref()) {
-                (theirs.id(), theirs.filemode())
-            } else {
-                match self.both(before.as_ref(), ours.as_ref(), &theirs, depth)? {
-                    Some(both) => both,
-                    None => return Ok(None),
+            match (place.file, place.folder) {
+                (None, None) => merged.remove(&name)?,
+                (Some((id, mode)), None) => {
+                    merged.insert(&name, id, mode)?;
                 }
-            };
-            if mode == FOLDER && self.repo.find_tree(id)?.is_empty() {
-                merged.remove(name)?;
-            } else {
-                merged.insert(name, id, mode)?;
+                (None, Some(id)) => {
+                    merged.insert(&name, id, FOLDER)?;
+                }
+                (Some(_), Some(_)) => return Err(Stop::Conflict),
             }
         }
-        for before in base.into_iter().flatten() {
-            let name = before.name_bytes();
-            if theirs.get_name_bytes(name).is_some() {
-                continue;
-            }
-            match ours.get_name_bytes(name) {
-                None => {}
-                Some(ours) if same(Some(&before), Some(&ours)) => merged.remove(name)?,
-                Some(_) => return Ok(None),
-            }
-        }
-        Ok(Some(merged.write()?))
+        Ok(merged.write()?)
     }
 
-    /// What both sides changed: folders and lines can be merged.
-    fn both(
+    fn place(
         &mut self,
-        before: Option<&TreeEntry<'_>>,
-        ours: Option<&TreeEntry<'_>>,
-        theirs: &TreeEntry<'_>,
+        base: Place,
+        ours: Place,
+        theirs: Place,
         depth: usize,
-    ) -> Result<Option<(Oid, i32)>, Error> {
-        let Some(ours) = ours else {
-            return Ok(None);
+    ) -> Result<Place, Stop> {
+        let file = match one_sided(base.file, ours.file, theirs.file) {
+            Some(file) => file,
+            None => match (base.file, ours.file, theirs.file) {
+                (Some(base), Some(ours), Some(theirs)) => Some(self.file(base, ours, theirs)?),
+                _ => return Err(Stop::Conflict),
+            },
         };
-        if is_folder(ours) && is_folder(theirs) {
-            let before = before.filter(|before| is_folder(before));
-            let before = before.map(|it| self.repo.find_tree(it.id())).transpose()?;
-            let (ours, theirs) = (
-                self.repo.find_tree(ours.id())?,
-                self.repo.find_tree(theirs.id())?,
-            );
-            let merged = self.folder(before.as_ref(), &ours, &theirs, depth + 1)?;
-            return Ok(merged.map(|id| (id, FOLDER)));
-        }
-        let Some(before) = before else {
-            return Ok(None);
+        let folder = match one_sided(base.folder, ours.folder, theirs.folder) {
+            Some(folder) => folder,
+            None => Some(self.folder(base.folder, ours.folder, theirs.folder, depth + 1)?),
         };
-        if ![before, ours, theirs].into_iter().all(is_file) {
-            return Ok(None);
-        }
-        let mode = if ours.filemode() == before.filemode() {
-            theirs.filemode()
-        } else {
-            ours.filemode()
+        let folder = match folder {
+            Some(id) if self.repo.find_tree(id)?.is_empty() => None,
+            folder => folder,
         };
-        let id = self.lines(before.id(), ours.id(), theirs.id())?;
-        Ok(id.map(|id| (id, mode)))
+        Ok(Place { file, folder })
     }
 
-    fn lines(&self, before: Oid, ours: Oid, theirs: Oid) -> Result<Option<Oid>, Error> {
-        // The contents may be the same where only the mode differs.
-        if before == ours || ours == theirs {
-            return Ok(Some(theirs));
+    /// Merges a file that both sides changed.
+    fn file(&self, base: File, ours: File, theirs: File) -> Result<File, Stop> {
+        let is_text = |(_, mode): File| matches!(mode, 0o100_644 | 0o100_755);
+        if ![base, ours, theirs].into_iter().all(is_text) {
+            return Err(Stop::Conflict);
         }
-        if before == theirs {
-            return Ok(Some(ours));
-        }
+        let mode = one_sided(base.1, ours.1, theirs.1).ok_or(Stop::Conflict)?;
+        let id = match one_sided(base.0, ours.0, theirs.0) {
+            Some(id) => id,
+            None => self.lines([base.0, ours.0, theirs.0])?,
+        };
+        Ok((id, mode))
+    }
+
+    /// Merges lines: of the base, of ours, of theirs.
+    fn lines(&self, files: [Oid; 3]) -> Result<Oid, Stop> {
         let odb = self.repo.odb()?;
-        for id in [before, ours, theirs] {
+        for id in files {
             if odb.read_header(id)?.0 > MAX_FILE {
-                return Ok(None);
+                return Err(Stop::Conflict);
             }
         }
-        let read = |id| self.repo.find_blob(id);
-        let (before, ours, theirs) = (read(before)?, read(ours)?, read(theirs)?);
-        if before.is_binary() || ours.is_binary() || theirs.is_binary() {
-            return Ok(None);
+        let [base, ours, theirs] = files.map(|id| self.repo.find_blob(id));
+        let blobs = [base?, ours?, theirs?];
+        if blobs.iter().any(git2::Blob::is_binary) {
+            return Err(Stop::Conflict);
         }
-        let [mut a, mut b, mut c] = [&before, &ours, &theirs].map(|blob| {
+        let inputs = blobs.each_ref().map(|blob| {
             let mut input = MergeFileInput::new();
-            input.content(blob.content());
+            // The name is only for the marks of conflicts, which nobody sees.
+            input.content(blob.content()).path("file");
             input
         });
-        // Only for the marks of conflicts, which nobody sees.
-        let [a, b, c] = [&mut a, &mut b, &mut c].map(|input| &*input.path("file"));
-        let merged = merge_file(a, b, c, None)?;
+        let [base, ours, theirs] = &inputs;
+        let merged = merge_file(base, ours, theirs, None)?;
         if !merged.is_automergeable() {
-            return Ok(None);
+            return Err(Stop::Conflict);
         }
-        Ok(Some(self.repo.blob(merged.content())?))
+        Ok(self.repo.blob(merged.content())?)
     }
 }
 
-fn same(one: Option<&TreeEntry<'_>>, other: Option<&TreeEntry<'_>>) -> bool {
-    match (one, other) {
-        (Some(one), Some(other)) => one.id() == other.id() && one.filemode() == other.filemode(),
-        (None, None) => true,
-        _ => false,
+/// What comes of a value that at most one side changed, or both alike.
+fn one_sided<T: Copy + PartialEq>(base: T, ours: T, theirs: T) -> Option<T> {
+    if base == theirs || ours == theirs {
+        Some(ours)
+    } else if base == ours {
+        Some(theirs)
+    } else {
+        None
     }
-}
-
-fn is_folder(entry: &TreeEntry<'_>) -> bool {
-    entry.kind() == Some(ObjectType::Tree)
-}
-
-/// A file whose lines may be merged; a symlink's target may not.
-fn is_file(entry: &TreeEntry<'_>) -> bool {
-    matches!(entry.filemode(), 0o100_644 | 0o100_755)
 }
 
 #[cfg(test)]
@@ -200,6 +225,9 @@ mod tests {
     fn repo() -> (tempfile::TempDir, Repository) {
         let directory = tempfile::tempdir().unwrap();
         let repo = Repository::init_bare(directory.path()).unwrap();
+        let odb = repo.odb().unwrap();
+        odb.add_new_mempack_backend(MEMORY_FIRST).unwrap();
+        drop(odb);
         (directory, repo)
     }
 
@@ -336,7 +364,7 @@ mod tests {
         let (_directory, repo) = repo();
         let deep = |content: &[u8]| {
             let mut entry = (repo.blob(content).unwrap(), 0o100_644);
-            for _level in 0..5000 {
+            for _level in 0..200 {
                 let mut folder = repo.treebuilder(None).unwrap();
                 folder.insert("d", entry.0, entry.1).unwrap();
                 entry = (folder.write().unwrap(), FOLDER);
