@@ -45,6 +45,10 @@ pub trait Forge: fmt::Debug + Send + Sync {
     /// What Git presents to the repo's https URL. Made anew where it is about to expire.
     async fn git_login(&self) -> Result<GitLogin, ForgeError>;
 
+    /// Makes the next [`Self::git_login`] make anew what Git was refused with: a token may end before its time. By
+    /// default there is nothing to make.
+    async fn forget_login(&self) {}
+
     /// Checks that the repo is there and that the credential may do what the controller will do.
     async fn check(&self) -> Result<(), ForgeError>;
 

@@ -207,6 +207,10 @@ impl Forge for GitHub {
         login.map_err(|error| self.error("make a token for Git", error))
     }
 
+    async fn forget_login(&self) {
+        self.identity.forget().await;
+    }
+
     async fn check(&self) -> Result<(), ForgeError> {
         if let Identity::App(installed) = &self.identity {
             self.check_installation(installed).await?;

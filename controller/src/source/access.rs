@@ -109,6 +109,13 @@ impl Access {
         }
     }
 
+    /// The host refused what was presented: the next run of Git presents something new, where there is any.
+    pub(super) async fn forget_login(&self) {
+        if let Some(Credential::Forge(forge)) = &self.credential {
+            forge.forget_login().await;
+        }
+    }
+
     /// Makes ready what one run of Git in `directory` needs.
     pub(super) async fn present(&self, directory: &Path) -> Result<Presented, GitError> {
         let is_ssh = Remote::of(&self.remote).is_some_and(|it| it.transport == Transport::Ssh);

@@ -89,6 +89,13 @@ impl GitError {
         matches!(self, Self::Refused { message, .. } if message.contains(".lock': File exists"))
     }
 
+    /// Whether the remote does not take what Git presented.
+    fn is_unauthorized(&self) -> bool {
+        matches!(self, Self::Refused { message, .. }
+            if ["could not read Username", "Authentication failed", "HTTP Basic: Access denied"]
+                .iter().any(|sign| message.contains(sign)))
+    }
+
     /// Whether the remote refuses a push because the branch moved in between.
     pub fn is_race(&self) -> bool {
         matches!(self, Self::Refused { message, .. }
@@ -230,7 +237,11 @@ pub async fn run<S: AsRef<OsStr>>(
         return Ok(stdout);
     }
     let [stdout, stderr] = [stdout, stderr].map(|text| presented.without_secrets(text));
-    Err(failure(operation, &stdout, &stderr))
+    let error = failure(operation, &stdout, &stderr);
+    if error.is_unauthorized() {
+        access.forget_login().await;
+    }
+    Err(error)
 }
 
 /// The certificates that all of the controller's connections trust, in Git's words for them.

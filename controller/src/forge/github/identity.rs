@@ -112,6 +112,13 @@ impl Identity {
         })
     }
 
+    /// Makes the next token anew.
+    pub(super) async fn forget(&self) {
+        if let Self::App(installed) = self {
+            *installed.crab.lock().await = None;
+        }
+    }
+
     /// The name under which GitHub shows what we write.
     pub(super) async fn login(&self, known: &OnceCell<String>) -> octocrab::Result<String> {
         let asked = async || match self {
