@@ -14,6 +14,7 @@ mod automatic;
 pub mod branches;
 pub mod limits;
 mod pass;
+mod push_pause;
 mod requests;
 pub mod text;
 mod verdict;

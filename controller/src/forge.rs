@@ -39,6 +39,12 @@ pub trait Forge: fmt::Debug + Send + Sync {
     /// The ref in the repo that holds the head of a pull request, those from forks too: `refs/pull/7/head`.
     fn head_ref(&self, number: u64) -> String;
 
+    /// Whether a decided pull request keeps the commit that it proposed. Where not, the host tells of the branch as it
+    /// is now, which may be another pull request's.
+    fn keeps_heads(&self) -> bool {
+        true
+    }
+
     /// How many characters a comment or a pull request's text may have.
     fn text_limit(&self) -> usize;
 

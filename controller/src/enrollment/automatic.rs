@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{branches::BranchError, pass::Pass, waiting::Obstacle};
 use crate::{
     error::chain,
-    source::{git::GitError, mirror::Edit},
+    source::mirror::Edit,
     store::{
         StoreError,
         devices::{self, Device},
@@ -51,6 +51,10 @@ impl Pass<'_> {
         if devices.is_empty() {
             return Ok(());
         }
+        if let Some(problem) = self.memory.push_pause.problem() {
+            self.obstruct_tracked(&devices, problem);
+            return Ok(());
+        }
         let edits = devices
             .iter()
             .filter_map(|device| Some((device, self.tokens.get(&device.token)?)))
@@ -69,7 +73,10 @@ impl Pass<'_> {
             mirror.push_tracked(commit, Some(self.tracked)).await
         };
         match pushed.await {
-            Ok(()) => self.pushed = true,
+            Ok(()) => {
+                self.memory.push_pause.worked();
+                self.pushed = true;
+            }
             Err(error) if error.is_race() => self.pushed = true,
             Err(error) if error.is_declined() => {
                 warn!(
@@ -80,13 +87,18 @@ impl Pass<'_> {
                 self.fallback.extend(devices.into_iter().map(|it| it.id));
             }
             Err(error) => {
-                let obstacle = Obstacle::Tracked(chain(&error));
-                let obstacles = devices.into_iter().map(|it| (it.id, obstacle.clone()));
-                self.obstacles.extend(obstacles);
+                let problem = self.memory.push_pause.failed(&error);
+                self.obstruct_tracked(&devices, problem);
                 return Err(error.into());
             }
         }
         Ok(())
+    }
+
+    fn obstruct_tracked(&mut self, devices: &[Device], problem: String) {
+        let obstacle = Obstacle::Tracked(problem);
+        let obstacles = devices.iter().map(|it| (it.id.clone(), obstacle.clone()));
+        self.obstacles.extend(obstacles);
     }
 
     /// Deletes the folders of decommissioned devices from the tracked branch.
@@ -116,7 +128,7 @@ impl Pass<'_> {
             devices::set_folder_to_delete(&mut db, tenant, &device.id, false).await?;
         }
         db.commit().await.map_err(StoreError::from)?;
-        if there.is_empty() {
+        if there.is_empty() || self.memory.push_pause.problem().is_some() {
             return Ok(());
         }
         let edits = there
@@ -131,13 +143,13 @@ impl Pass<'_> {
         let mirror = &self.parts.mirror;
         let commit = mirror.commit(Some(self.tracked), edits, message).await?;
         let pushed = mirror.push_tracked(commit, Some(self.tracked)).await;
-        pushed.or_else(race_is_fine)?;
+        if let Err(error) = pushed
+            && !error.is_race()
+        {
+            self.memory.push_pause.failed(&error);
+            return Err(error.into());
+        }
         self.pushed = true;
         Ok(())
     }
-}
-
-/// A push that lost a race is tried again by the pass after the next fetch.
-fn race_is_fine(error: GitError) -> Result<(), GitError> {
-    if error.is_race() { Ok(()) } else { Err(error) }
 }

@@ -29,6 +29,7 @@ use tracing::warn;
 
 use super::{
     pass::Pass,
+    push_pause::PushPause,
     requests::{self, Pauses},
 };
 use crate::{
@@ -124,6 +125,8 @@ pub(super) struct Memory {
     pub(super) asked: requests::Asked,
     /// When the forge may be called again.
     pub(super) pauses: Pauses,
+    /// When the repo may be pushed to again.
+    pub(super) push_pause: PushPause,
 }
 
 /// A push that worked.
@@ -159,7 +162,8 @@ impl Branches {
             if more && !shutdown.is_cancelled() {
                 continue;
             }
-            let pause = memory.pauses.next().map_or(INTERVAL, |at| {
+            let ends = [memory.pauses.next(), memory.push_pause.end()];
+            let pause = ends.into_iter().flatten().min().map_or(INTERVAL, |at| {
                 at.saturating_duration_since(Instant::now()).min(INTERVAL)
             });
             tokio::select! {

@@ -346,7 +346,7 @@ impl Pass<'_> {
     ) -> Result<Result<Option<u64>, ForgeError>, BranchError> {
         let base = self.parts.base.clone();
         let found = match forge.find_pull_request(branch, &base).await {
-            Ok(found) => found.filter(|it| self.is_of_branch(branch, it)),
+            Ok(found) => found.filter(|it| self.is_of_branch(forge, branch, it)),
             Err(error) => return Ok(Err(error)),
         };
         let request = if let Some(found) = found {
@@ -378,11 +378,12 @@ impl Pass<'_> {
     }
 
     /// Whether a pull request is about the branch as it is, rather than about an earlier one of that name.
-    fn is_of_branch(&self, branch: &str, request: &PullRequest) -> bool {
+    fn is_of_branch(&self, forge: &dyn Forge, branch: &str, request: &PullRequest) -> bool {
         let head = request.head_commit.parse().ok();
         let proposal = self.proposals.get(branch);
         request.state == PullRequestState::Open
-            || head.is_some()
+            || forge.keeps_heads()
+                && head.is_some()
                 && (head == self.tip(branch) || proposal.is_some_and(|it| head == it.pushed))
     }
 

@@ -155,9 +155,14 @@ impl Pass<'_> {
         if pushes.is_empty() {
             return Ok(());
         }
+        if let Some(problem) = self.memory.push_pause.problem() {
+            self.obstruct_all(&pushes, problem);
+            return Ok(());
+        }
         self.pushed = true;
         match self.parts.mirror.push_all(&pushes).await {
             Ok(()) => {
+                self.memory.push_pause.worked();
                 for push in pushes {
                     info!(
                         branch = push.branch,
@@ -180,15 +185,21 @@ impl Pass<'_> {
             Err(error) if error.is_race() => {}
             Err(error) => {
                 warn!(error = %chain(&error), "enrollment branches could not be pushed; this will be tried again");
-                let obstacle = Obstacle::Branch(chain(&error));
-                for push in pushes {
-                    if self.tip(&push.branch).is_none() {
-                        self.obstruct(&push.branch, &obstacle);
-                    }
-                }
+                let problem = self.memory.push_pause.failed(&error);
+                self.obstruct_all(&pushes, problem);
             }
         }
         Ok(())
+    }
+
+    /// Says what keeps these pushes from arriving, where nothing of the branch has arrived yet.
+    fn obstruct_all(&mut self, pushes: &[Push], problem: String) {
+        let obstacle = Obstacle::Branch(problem);
+        for push in pushes {
+            if self.tip(&push.branch).is_none() {
+                self.obstruct(&push.branch, &obstacle);
+            }
+        }
     }
 
     /// Says of a branch's devices what keeps them from being there.

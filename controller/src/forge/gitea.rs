@@ -185,6 +185,12 @@ impl Forge for Gitea {
     }
 
     /// Neither documents a limit; this is what other hosts have.
+    /// What it says of a head is computed from the branch of that name, for decided ones too:
+    /// <https://github.com/go-gitea/gitea/blob/main/services/convert/pull.go>.
+    fn keeps_heads(&self) -> bool {
+        false
+    }
+
     fn text_limit(&self) -> usize {
         65_536
     }

@@ -52,7 +52,7 @@ fn telling() -> Preview {
     let secret = change(
         key("Secret", "kiosk", "printer"),
         ChangeKind::Changed,
-        "@@ -2,5 +2,5 @@\n kind: Secret\n data:\n-  token: (redacted, 16 bytes, 5feceb66ffc8)\n+  token: (redacted, 16 bytes, 6b86b273ff34)\n metadata:\n   name: printer\n",
+        "@@ -2,5 +2,5 @@\n kind: Secret\n data:\n-  token: (redacted)\n+  token: (redacted, changed)\n metadata:\n   name: printer\n",
     );
     Preview {
         devices: 412,
