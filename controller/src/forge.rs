@@ -27,6 +27,19 @@ use async_trait::async_trait;
 use longshore_fleet::RepoPath;
 use secrecy::SecretString;
 
+/// How many things of a list are looked at: a host that has more, or says so, is not to fill the memory.
+const MAX_LISTED: usize = 5000;
+/// How long a word of a host may be that is kept, in characters.
+const MAX_WORD: usize = 2000;
+
+/// A host's word, as long as one may be.
+fn word(text: String) -> String {
+    match text.char_indices().nth(MAX_WORD) {
+        Some((end, _)) => text.get(..end).unwrap_or_default().to_owned(),
+        None => text,
+    }
+}
+
 /// The repo of one fleet at its Git host.
 #[async_trait]
 pub trait Forge: fmt::Debug + Send + Sync {

@@ -3,7 +3,7 @@
 //! ```text
 //! octocrab (GitHub) ─┐           ┌ throttle: asked to wait? then no call
 //! rest (GitLab, …) ──┴▶ Client ──┼ answers: seen before? then If-None-Match, and 304 is as good as the answer
-//!                                └ reqwest: no redirects, 10 s to connect, 30 s in all, 32 MiB
+//!                                └ reqwest: no redirects, 10 s to connect, 30 s in all, 16 MiB
 //! ```
 //!
 //! Redirects are not followed, so a credential never goes to another host. The roots are the system's, or those
@@ -29,7 +29,7 @@ use crate::clock;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest answer: a hundred pull requests with texts as long as they may be.
-const MAX_ANSWER: usize = 32 * 1024 * 1024;
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// How much of answers is kept, compressed, to be asked for again, in bytes.
 const MAX_KEPT: usize = 1024 * 1024;
 const MAX_KEPT_ANSWERS: usize = 100;

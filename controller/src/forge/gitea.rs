@@ -16,6 +16,7 @@ use super::{
     refusal::or_exists,
     repository::Repository,
     rest::Rest,
+    word,
 };
 
 /// The most that a page holds, unless a server is told otherwise.
@@ -90,7 +91,7 @@ impl From<Pull> for PullRequest {
     fn from(pull: Pull) -> Self {
         Self {
             number: pull.number,
-            url: pull.html_url,
+            url: word(pull.html_url),
             state: match (pull.merged, pull.state.as_str()) {
                 (true, _) => PullRequestState::Merged,
                 (false, "open") => PullRequestState::Open,
@@ -101,9 +102,9 @@ impl From<Pull> for PullRequest {
             is_from_fork: pull.head.repo_id != pull.base.repo_id
                 || pull.head.branch.is_empty()
                 || pull.state == "open" && pull.head.git_ref.starts_with("refs/"),
-            head_branch: pull.head.branch,
-            head_commit: pull.head.sha,
-            base_branch: pull.base.branch,
+            head_branch: word(pull.head.branch),
+            head_commit: word(pull.head.sha),
+            base_branch: word(pull.base.branch),
         }
     }
 }

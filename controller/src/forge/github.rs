@@ -17,7 +17,8 @@ use self::{
     identity::{Identity, Installed},
 };
 use super::{
-    CommitStatus, Forge, ForgeError, GitLogin, PullRequest, PullRequestText, StatusState,
+    CommitStatus, Forge, ForgeError, GitLogin, MAX_LISTED, PullRequest, PullRequestText,
+    StatusState,
     client::{CallError, Client},
     connection::{ForgeSettings, InvalidConnection},
     refusal::{misunderstood, or_exists, refused, unanswered},
@@ -252,10 +253,11 @@ impl Forge for GitHub {
                 .page::<Pull>(operation, &self.route("/pulls"), &query, number)
                 .await?;
             all.extend(pulls.into_iter().map(PullRequest::from));
-            if !has_next {
+            if !has_next || all.len() >= MAX_LISTED {
                 break;
             }
         }
+        all.truncate(MAX_LISTED);
         // What moved between two pages is in both.
         all.sort_by_key(|pull| pull.number);
         all.dedup_by_key(|pull| pull.number);

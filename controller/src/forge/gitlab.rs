@@ -17,6 +17,7 @@ use super::{
     refusal::or_exists,
     repository::Repository,
     rest::Rest,
+    word,
 };
 
 const PER_PAGE: (&str, &str) = ("per_page", "100");
@@ -84,16 +85,16 @@ impl MergeRequest {
     fn proposed(self) -> Option<PullRequest> {
         Some(PullRequest {
             number: self.iid,
-            url: self.web_url,
+            url: word(self.web_url),
             state: match self.state.as_str() {
                 "merged" => PullRequestState::Merged,
                 "closed" => PullRequestState::Closed,
                 // `locked` is one that is being merged.
                 _ => PullRequestState::Open,
             },
-            head_branch: self.source_branch,
-            head_commit: self.sha?,
-            base_branch: self.target_branch,
+            head_branch: word(self.source_branch),
+            head_commit: word(self.sha?),
+            base_branch: word(self.target_branch),
             is_from_fork: self.source_project_id != Some(self.target_project_id),
         })
     }

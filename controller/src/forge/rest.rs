@@ -10,7 +10,7 @@ use serde_json::Value;
 use url::{Position, Url};
 
 use super::{
-    ForgeError,
+    ForgeError, MAX_LISTED,
     client::{CallError, Client},
     connection::{ForgeSettings, InvalidConnection},
     refusal::{misunderstood, refused, unanswered},
@@ -81,12 +81,17 @@ impl Rest {
             let has_next = links
                 .filter_map(|link| link.to_str().ok())
                 .any(|link| link.contains("rel=\"next\""));
+            // Gitea links to no further pages of some lists, but says how long they are.
+            let total = answer.headers().get("x-total-count");
+            let total = total.and_then(|total| total.to_str().ok()?.parse::<usize>().ok());
             let is_empty = page.is_empty();
             all.extend(page);
-            if !has_next || is_empty {
+            let has_more = has_next || total.is_some_and(|total| total > all.len());
+            if !has_more || is_empty || all.len() >= MAX_LISTED {
                 break;
             }
         }
+        all.truncate(MAX_LISTED);
         Ok(all)
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::forge::{PullRequest, PullRequestState};
+use crate::forge::{PullRequest, PullRequestState, word};
 
 /// <https://docs.github.com/en/rest/pulls/pulls#get-a-pull-request>.
 #[derive(Debug, Deserialize)]
@@ -40,16 +40,16 @@ impl From<Pull> for PullRequest {
         let id = |side: &Side| side.repo.as_ref().map(|repo| repo.id);
         Self {
             number: pull.number,
-            url: pull.html_url,
+            url: word(pull.html_url),
             state: match (pull.state.as_str(), &pull.merged_at) {
                 (_, Some(_)) => PullRequestState::Merged,
                 ("open", None) => PullRequestState::Open,
                 _ => PullRequestState::Closed,
             },
             is_from_fork: id(&pull.head).is_none() || id(&pull.head) != id(&pull.base),
-            head_branch: pull.head.branch,
-            head_commit: pull.head.sha,
-            base_branch: pull.base.branch,
+            head_branch: word(pull.head.branch),
+            head_commit: word(pull.head.sha),
+            base_branch: word(pull.base.branch),
         }
     }
 }
