@@ -38,7 +38,7 @@ use crate::{
     source::{
         Observation,
         git::GitError,
-        mirror::{ENROLL_BRANCHES, Mirror},
+        mirror::{BATCH_BRANCHES, ENROLL_BRANCHES, Mirror},
     },
     store::{
         Store, StoreError,
@@ -411,7 +411,8 @@ fn proposal(number: u64) -> String {
 
 /// Whether a pull request is the controller's own, of devices that enroll.
 fn enrolls(pull: &PullRequest) -> bool {
-    !pull.is_from_fork && pull.head_branch.starts_with(ENROLL_BRANCHES)
+    let is_ours = |prefix| pull.head_branch.starts_with(prefix);
+    !pull.is_from_fork && [ENROLL_BRANCHES, BATCH_BRANCHES].into_iter().any(is_ours)
 }
 
 fn pause(failures: u32) -> Duration {
