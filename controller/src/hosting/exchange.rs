@@ -31,6 +31,8 @@ const IDLE: Duration = Duration::from_mins(2);
 pub(super) const DEADLINE: Duration = Duration::from_hours(1);
 /// How long Git may take to clean up when it is to end.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a client may go on to send what Git does not want.
+const LEFTOVER: Duration = Duration::from_mins(1);
 /// How much is read at once, in bytes.
 const CHUNK: usize = 64 * 1024;
 /// How much of what Git says to us is logged, in bytes.
@@ -124,7 +126,10 @@ async fn exchange(
     let mut is_fed = false;
     loop {
         tokio::select! {
-            drained = &mut draining => return drained,
+            drained = &mut draining => {
+                drained?;
+                break;
+            }
             done = &mut feeding, if !is_fed => {
                 done?;
                 is_fed = true;
@@ -135,6 +140,16 @@ async fn exchange(
             () = shutdown.cancelled() => return Err(Broken::Shutdown),
         }
     }
+    // A client that still sends when the answer ends takes it for a broken connection (over HTTP/2, curl does).
+    if !is_fed {
+        tokio::select! {
+            _done = &mut feeding => {}
+            () = chunks.closed() => {}
+            () = sleep(LEFTOVER) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+    Ok(())
 }
 
 /// Lets Git come to its end; nobody needs what it says.
