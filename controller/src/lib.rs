@@ -8,6 +8,9 @@
 //!           └──── longshore_fleet ────┘
 //! ```
 //!
+//! Before the way, [`preview`] tells what a change would do; after it, [`commit_status`] tells how far a commit is.
+//! Both tell it through a [`forge`], the Git host of the fleet; [`hosting`] is one for those who have none.
+//!
 //! Beside the way: [`enrollment`] and [`ca`] let devices in, [`store`] remembers, [`api`] answers operators,
 //! [`run`] wires it all.
 #![warn(missing_docs)]
