@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use tokio::time::{Instant, sleep};
 
 /// How long anything may take that is not itself about time. Machines that run tests are slow.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 const PAUSE: Duration = Duration::from_millis(10);
 

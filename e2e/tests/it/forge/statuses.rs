@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use longshore_e2e::{
-    Candidate,
+    Candidate, eventually,
     forge::{
         Fault, Host, Kind,
         world::{ForgeOptions, ForgeWorld},
@@ -117,6 +117,13 @@ async fn it_ends_in_the_truth_whatever_happens_meanwhile() -> Result<()> {
         .forge
         .status_becomes(&commit, SYNC, "success", "1 device")
         .await?;
+    // What was told is told again where its answer was lost, until the controller has put it down.
+    let put_down = format!("told the forge revision=\"{commit}\" status=\"1 device\"");
+    eventually("the status is remembered", async || {
+        ensure!(world.controller.log().contains(&put_down));
+        Ok(())
+    })
+    .await?;
     let told = world.forge.statuses(&commit, SYNC).len();
     world.controller.restart().await?;
     let next = publish(&world, "More")?;
