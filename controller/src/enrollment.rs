@@ -220,8 +220,6 @@ impl Enrollment {
             facts,
             conditions: Vec::new(),
             source_address: source.to_string(),
-            connected: false,
-            last_seen: None,
             created_at: now,
         };
         let mut db = self.store.write().await?;

@@ -38,6 +38,7 @@ use crate::{
     fleets::Fleets,
     hub::Hub,
     metrics::Metrics,
+    replica::ReplicaId,
     secret::Keyring,
     store::{
         Store,
@@ -55,6 +56,8 @@ const BUFFER: usize = 4 * 1024;
 /// Serves devices.
 #[derive(Debug)]
 pub struct Gateway {
+    /// Which controller this is.
+    pub replica: ReplicaId,
     /// Remembers.
     pub store: Store,
     /// Knows who is connected.

@@ -35,6 +35,7 @@ pub mod preview;
 mod process_group;
 pub mod rate;
 pub mod reconcile;
+pub mod replica;
 pub mod rollout;
 pub mod run;
 pub mod secret;

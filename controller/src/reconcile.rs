@@ -290,7 +290,7 @@ impl Reconciler {
         self.desires.sets = desires.sets;
         let lagging = active
             .iter()
-            .filter(|view| view.device.connected && lags(view));
+            .filter(|view| view.connection.connected && lags(view));
         self.parts.hub.poke(lagging.map(|view| &view.device.id));
         Ok(())
     }

@@ -35,6 +35,7 @@ use crate::{
     hosting::Hosting,
     hub::Hub,
     metrics::Metrics,
+    replica::ReplicaId,
     secret::{self, Keyring},
     store::{Store, StoreError, devices, tenants},
     tasks::Tasks,
@@ -280,6 +281,7 @@ impl Serving {
             config.edge_files.clone(),
         )?);
         let gateway = Arc::new(Gateway {
+            replica: ReplicaId::random(),
             store: store.clone(),
             hub: hub.clone(),
             fleets: fleets.clone(),
@@ -385,7 +387,7 @@ async fn prepare(store: &Store, data_dir: &Path, now: u64) -> Result<(), RunErro
     tenants::insert_api_token(&mut db, hash, &administrator, BOOTSTRAP, now).await?;
     // Deleting the file and starting again is how a leaked token is revoked.
     tenants::delete_other_api_tokens(&mut db, hash, BOOTSTRAP).await?;
-    devices::reset_connected(&mut db).await?;
+    devices::reset_connections(&mut db).await?;
     db.commit().await.map_err(StoreError::from)?;
     Ok(())
 }

@@ -45,6 +45,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "previews",
         include_str!("../migrations/0004_previews.sql"),
     ),
+    (
+        5,
+        "fleets_at_scale",
+        include_str!("../migrations/0005_fleets_at_scale.sql"),
+    ),
 ];
 
 /// Which database answers.

@@ -233,6 +233,7 @@ fn view(view: DeviceView, labels: &HashMap<TokenId, String>) -> api::Device {
         device,
         desired,
         observed,
+        connection,
     } = view;
     let mut conditions = vec![approved(&device)];
     conditions.extend(device.conditions);
@@ -265,8 +266,8 @@ fn view(view: DeviceView, labels: &HashMap<TokenId, String>) -> api::Device {
             phase: observed.report.phase,
             reported_at: observed.reported_at,
         }),
-        connected: device.connected,
-        last_seen: device.last_seen,
+        connected: connection.connected,
+        last_seen: connection.seen_at,
         conditions,
         created_at: device.created_at,
     }

@@ -225,7 +225,7 @@ pub(super) async fn view(
             DeviceState::Rejected | DeviceState::Decommissioned => continue,
         }
         counts.total += 1;
-        counts.connected += u64::from(view.device.connected);
+        counts.connected += u64::from(view.connection.connected);
         counts.in_sync += u64::from(view.in_sync());
         counts.failing += u64::from(view.is_failing());
     }

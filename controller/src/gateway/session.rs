@@ -385,8 +385,13 @@ impl<'g> Session<'g> {
     async fn record_connected(&self, connected: bool) -> Result<(), StoreError> {
         let tenant = &self.device.fleet.tenant;
         let mut db = self.gateway.store.write().await?;
-        devices::set_connected(&mut db, tenant, &self.device.id, connected, clock::now_ms())
-            .await?;
+        let coming = devices::Coming {
+            tenant: tenant.clone(),
+            device: self.device.id.clone(),
+            came: connected,
+            at: clock::now_ms(),
+        };
+        devices::put_connections(&mut db, &self.gateway.replica, &[coming]).await?;
         db.commit().await.map_err(StoreError::from)
     }
 

@@ -1,5 +1,6 @@
 //! Devices: what they are, with what they should run and what they report.
 
+mod connections;
 mod describe;
 mod pending;
 mod states;
@@ -15,6 +16,7 @@ use longshore_protocol::{
 use sqlx::{AnyConnection, FromRow};
 
 pub use self::{
+    connections::{Coming, Connection, put_connections, reset_connections},
     describe::{Description, describe},
     pending::{
         Assignment, Waiting, assign, ended, of_enrollment, put_waiting, reject, set_branch_pushed,
@@ -58,10 +60,6 @@ pub struct Device {
     pub conditions: Vec<Condition>,
     /// From which address it enrolled.
     pub source_address: String,
-    /// Whether it is connected.
-    pub connected: bool,
-    /// When it was last heard of.
-    pub last_seen: Option<u64>,
     /// When it enrolled.
     pub created_at: u64,
 }
@@ -75,6 +73,8 @@ pub struct DeviceView {
     pub desired: Option<Desired>,
     /// What it reports.
     pub observed: Option<Observed>,
+    /// Whether it is there.
+    pub connection: Connection,
 }
 
 impl DeviceView {
@@ -120,8 +120,6 @@ struct Row {
     facts: String,
     conditions: String,
     source_address: String,
-    connected: i64,
-    last_seen: Option<i64>,
     created_at: i64,
 }
 
@@ -151,8 +149,6 @@ impl TryFrom<Row> for Device {
             facts: from_json(&row.facts, "devices.facts")?,
             conditions: from_json(&row.conditions, "devices.conditions")?,
             source_address: row.source_address,
-            connected: row.connected != 0,
-            last_seen: row.last_seen.map(unsigned),
             created_at: unsigned(row.created_at),
         })
     }
@@ -184,9 +180,9 @@ fn state_of(text: &str) -> Result<DeviceState, StoreError> {
 pub async fn insert(db: &mut AnyConnection, device: &Device) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO devices (tenant, id, fleet, name, public_key, state, state_reason, token_id,
-            enrollment_branch, enrollment_commit, branch_pushed, folder_to_delete, labels, facts, conditions, source_address, connected,
-            last_seen, created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+            enrollment_branch, enrollment_commit, branch_pushed, folder_to_delete, labels, facts, conditions, source_address,
+            created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
     )
     .bind(device.fleet.tenant.as_str())
     .bind(device.id.as_str())
@@ -204,8 +200,6 @@ pub async fn insert(db: &mut AnyConnection, device: &Device) -> Result<(), Store
     .bind(json(&device.facts))
     .bind(json(&device.conditions))
     .bind(&device.source_address)
-    .bind(i64::from(device.connected))
-    .bind(device.last_seen.map(signed))
     .bind(signed(device.created_at))
     .execute(db)
     .await?;
@@ -256,7 +250,7 @@ pub async fn find(
     row.map(TryInto::try_into).transpose()
 }
 
-/// The fleet's devices with their desired and observed states, by name. Three statements, whatever the size.
+/// The fleet's devices with their desired and observed states and connections, by name. Four statements, whatever the size.
 pub async fn list(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<DeviceView>, StoreError> {
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT * FROM devices WHERE tenant = $1 AND fleet = $2 ORDER BY name, created_at, id",
@@ -265,11 +259,14 @@ pub async fn list(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<DeviceV
     .bind(fleet.name.as_str())
     .fetch_all(&mut *db)
     .await?;
-    let (mut desired, mut observed) = states::of_fleet(db, fleet).await?;
+    let (mut desired, mut observed) = states::of_fleet(&mut *db, fleet).await?;
+    let connections = connections::connections(db, fleet).await?;
     rows.into_iter()
         .map(|row| {
             let (desired, observed) = (desired.remove(&row.id), observed.remove(&row.id));
+            let connection = connections.get(&row.id).copied().unwrap_or_default();
             Ok(DeviceView {
+                connection,
                 device: row.try_into()?,
                 desired,
                 observed,
@@ -280,9 +277,11 @@ pub async fn list(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<DeviceV
 
 /// One device with its desired and observed state.
 pub async fn view(db: &mut AnyConnection, device: Device) -> Result<DeviceView, StoreError> {
-    let desired = desired(db, &device.fleet.tenant, &device.id).await?;
-    let observed = states::observed(db, &device.fleet.tenant, &device.id).await?;
+    let desired = desired(&mut *db, &device.fleet.tenant, &device.id).await?;
+    let observed = states::observed(&mut *db, &device.fleet.tenant, &device.id).await?;
+    let connection = connections::connection(db, &device.fleet.tenant, &device.id).await?;
     Ok(DeviceView {
+        connection,
         device,
         desired,
         observed,
@@ -336,24 +335,6 @@ pub async fn set_folder_to_delete(
     Ok(())
 }
 
-/// Remembers that a device came or went, and what it says of itself.
-pub async fn set_connected(
-    db: &mut AnyConnection,
-    tenant: &TenantName,
-    device: &DeviceId,
-    connected: bool,
-    now: u64,
-) -> Result<(), StoreError> {
-    sqlx::query("UPDATE devices SET connected = $3, last_seen = $4 WHERE tenant = $1 AND id = $2")
-        .bind(tenant.as_str())
-        .bind(device.as_str())
-        .bind(i64::from(connected))
-        .bind(signed(now))
-        .execute(db)
-        .await?;
-    Ok(())
-}
-
 /// Remembers what a device says of itself.
 pub async fn set_facts(
     db: &mut AnyConnection,
@@ -365,14 +346,6 @@ pub async fn set_facts(
         .bind(tenant.as_str())
         .bind(device.as_str())
         .bind(json(facts))
-        .execute(db)
-        .await?;
-    Ok(())
-}
-
-/// Forgets all connections: a controller that starts has none.
-pub async fn reset_connected(db: &mut AnyConnection) -> Result<(), StoreError> {
-    sqlx::query("UPDATE devices SET connected = 0 WHERE connected <> 0")
         .execute(db)
         .await?;
     Ok(())

@@ -58,8 +58,6 @@ fn device(n: u32, facts: &[(&str, &str)]) -> Device {
         facts: texts(facts),
         conditions: Vec::new(),
         source_address: "192.0.2.7".to_owned(),
-        connected: false,
-        last_seen: None,
         created_at: 1_795_000_000_000 + u64::from(n) * 1000,
     }
 }

@@ -2,22 +2,26 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use longshore_controller::store::{
-    StoreError,
-    devices::{self, Description, Desired, Device},
-    fleets::FleetId,
+use longshore_controller::{
+    replica::ReplicaId,
+    store::{
+        StoreError,
+        devices::{self, Description, Desired, Device},
+        fleets::FleetId,
+    },
 };
 use longshore_protocol::{
     Condition, DeviceId, Digest, Generation,
     api::DeviceState,
     message::{Held, Phase, StatusReport},
 };
+use sqlx::AnyConnection;
 use tokio::{sync::Barrier, task::JoinSet};
 
 use super::{
     contracts,
     database::Database,
-    samples::{desired, device, device_id, fleet_id, insert_devices, two_tenants},
+    samples::{coming, desired, device, device_id, fleet_id, insert_devices, two_tenants},
 };
 
 contracts!(
@@ -34,7 +38,7 @@ contracts!(
     raising_lifts_a_generation_only_above,
     the_highest_generation_harms_nobody,
     the_last_report_is_kept,
-    connections_are_forgotten_at_the_start,
+    a_device_is_where_it_came_last,
     writers_wait_for_each_other,
 );
 
@@ -49,8 +53,6 @@ async fn a_device_comes_back_as_it_was(database: Database) {
         facts: BTreeMap::from([("os".to_owned(), "a\u{0}b\"\\'".to_owned())]),
         conditions: vec![Condition::fails("Rendered", "Refused", "why\u{0}not", 9)],
         source_address: "2001:db8::1".to_owned(),
-        connected: true,
-        last_seen: Some(1_700_000_000_000),
         ..device(&shops, 1)
     };
     insert_devices(&database, [&full, &device(&shops, 2)]).await;
@@ -85,9 +87,6 @@ async fn a_device_comes_back_as_it_was(database: Database) {
     devices::set_folder_to_delete(&mut db, tenant, id, false)
         .await
         .unwrap();
-    devices::set_connected(&mut db, tenant, id, false, 77)
-        .await
-        .unwrap();
     devices::set_branch_pushed(&mut db, tenant, &[device_id(2)])
         .await
         .unwrap();
@@ -95,8 +94,6 @@ async fn a_device_comes_back_as_it_was(database: Database) {
     let expected = Device {
         facts,
         folder_to_delete: false,
-        connected: false,
-        last_seen: Some(77),
         ..full
     };
     assert_eq!(format!("{found:?}"), format!("{expected:?}"));
@@ -104,7 +101,7 @@ async fn a_device_comes_back_as_it_was(database: Database) {
         .await
         .unwrap()
         .unwrap();
-    assert!(other.branch_pushed && other.last_seen.is_none());
+    assert!(other.branch_pushed);
 }
 
 async fn a_key_and_an_id_belong_to_one_device(database: Database) {
@@ -267,9 +264,6 @@ async fn another_tenants_device_cannot_be_changed(database: Database) {
         .await
         .unwrap();
     devices::set_folder_to_delete(&mut db, &tenant, id, true)
-        .await
-        .unwrap();
-    devices::set_connected(&mut db, &tenant, id, true, 9)
         .await
         .unwrap();
     devices::set_facts(&mut db, &tenant, id, &BTreeMap::new())
@@ -608,20 +602,37 @@ async fn the_last_report_is_kept(database: Database) {
     }
 }
 
-async fn connections_are_forgotten_at_the_start(database: Database) {
+async fn a_device_is_where_it_came_last(database: Database) {
     two_tenants(&database).await;
-    let devices = ["one", "two"].map(|tenant| Device {
-        connected: true,
-        last_seen: Some(5),
-        ..device(&fleet_id(tenant, "shops"), u32::from(tenant == "two"))
-    });
-    insert_devices(&database, &devices).await;
+    let (here, there) = (ReplicaId::random(), ReplicaId::random());
+    let both =
+        ["one", "two"].map(|tenant| device(&fleet_id(tenant, "shops"), u32::from(tenant == "two")));
+    insert_devices(&database, &both).await;
+    let [one, two] = &both;
     let mut db = database.write().await;
-    devices::reset_connected(&mut db).await.unwrap();
-    for device in devices {
-        let now = devices::by_id(&mut db, &device.id).await.unwrap().unwrap();
-        assert_eq!((now.connected, now.last_seen), (false, Some(5)));
-    }
+    let at = async |db: &mut AnyConnection, device: &Device| {
+        let view = devices::view(&mut *db, device.clone()).await.unwrap();
+        let list = devices::list(&mut *db, &device.fleet).await.unwrap();
+        assert_eq!(list[0].connection, view.connection);
+        (view.connection.connected, view.connection.seen_at)
+    };
+    assert_eq!(at(&mut db, one).await, (false, None));
+    let came = [coming(one, true, 5), coming(two, true, 6)];
+    devices::put_connections(&mut db, &here, &came)
+        .await
+        .unwrap();
+    assert_eq!(at(&mut db, one).await, (true, Some(5)));
+    devices::put_connections(&mut db, &there, &[coming(one, true, 7)])
+        .await
+        .unwrap();
+    let went = [coming(one, false, 8), coming(two, false, 9)];
+    devices::put_connections(&mut db, &here, &went)
+        .await
+        .unwrap();
+    assert_eq!(at(&mut db, one).await, (true, Some(7)));
+    assert_eq!(at(&mut db, two).await, (false, Some(9)));
+    devices::reset_connections(&mut db).await.unwrap();
+    assert_eq!(at(&mut db, one).await, (false, Some(7)));
 }
 
 async fn writers_wait_for_each_other(database: Database) {
@@ -640,6 +651,7 @@ async fn writers_wait_for_each_other(database: Database) {
     let mut tasks = JoinSet::new();
     for writer in 0..WRITERS {
         let (database, shops, start) = (database.clone(), shops.clone(), start.clone());
+        let replica = ReplicaId::random();
         tasks.spawn(async move {
             start.wait().await;
             for round in 0..5 {
@@ -647,11 +659,13 @@ async fn writers_wait_for_each_other(database: Database) {
                 let mut db = database.write().await;
                 let list = devices::list(&mut db, &shops).await.unwrap();
                 let seen = u64::from(writer) + round;
-                for view in list {
-                    devices::set_connected(&mut db, &shops.tenant, &view.device.id, true, seen)
-                        .await
-                        .unwrap();
-                }
+                let comings: Vec<_> = list
+                    .iter()
+                    .map(|view| coming(&view.device, true, seen))
+                    .collect();
+                devices::put_connections(&mut db, &replica, &comings)
+                    .await
+                    .unwrap();
                 db.commit().await.unwrap();
             }
         });

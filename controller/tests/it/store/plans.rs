@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use longshore_controller::replica::ReplicaId;
 use longshore_controller::store::{
     Engine, content,
     devices::{self, Description},
@@ -25,7 +26,7 @@ use tracing_subscriber::{Layer, layer::Context, prelude::*};
 
 use super::{
     database::{self, Database},
-    samples::{desired, device, device_id, fleet_id, object, token, two_tenants},
+    samples::{coming, desired, device, device_id, fleet_id, object, token, two_tenants},
 };
 
 /// The statements that `sqlx` says it ran.
@@ -87,10 +88,11 @@ async fn every_lookup_uses_an_index() {
                 // The values of a bulk statement are scanned, and these are asked for as a whole.
                 let as_a_whole = sql.starts_with("SELECT name, created_at FROM tenants")
                     || sql.starts_with("SELECT * FROM fleets ORDER BY")
-                    || sql.starts_with("UPDATE devices SET connected = 0");
+                    || sql.starts_with("UPDATE connections SET replica = NULL WHERE replica IS");
                 let grows = [
                     "devices",
                     "desired",
+                    "connections",
                     "observed",
                     "tokens",
                     "api_tokens",
@@ -198,13 +200,16 @@ async fn use_everything(database: &Database) {
     devices::set_folder_to_delete(db, tenant, &first.id, false)
         .await
         .unwrap();
-    devices::set_connected(db, tenant, &first.id, true, 1)
-        .await
-        .unwrap();
+    let replica = ReplicaId::random();
+    for came in [true, false] {
+        devices::put_connections(db, &replica, &[coming(&first, came, 1)])
+            .await
+            .unwrap();
+    }
     devices::set_facts(db, tenant, &first.id, &BTreeMap::new())
         .await
         .unwrap();
-    devices::reset_connected(db).await.unwrap();
+    devices::reset_connections(db).await.unwrap();
 
     let build = Ok(vec![object.clone()]);
     content::put_build(db, tenant, key, &build, 1)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use longshore_controller::store::{
-    devices::{self, Desired, Device},
+    devices::{self, Coming, Desired, Device},
     fleets::{self, Fleet, FleetId, FleetStatus},
     tenants,
     tokens::Token,
@@ -70,9 +70,16 @@ pub fn device(fleet: &FleetId, n: u32) -> Device {
         facts: BTreeMap::from([("arch".to_owned(), "aarch64".to_owned())]),
         conditions: Vec::new(),
         source_address: "192.0.2.7".to_owned(),
-        connected: false,
-        last_seen: None,
         created_at: 1_000 + u64::from(n),
+    }
+}
+
+pub fn coming(device: &Device, came: bool, at: u64) -> Coming {
+    Coming {
+        tenant: device.fleet.tenant.clone(),
+        device: device.id.clone(),
+        came,
+        at,
     }
 }
 

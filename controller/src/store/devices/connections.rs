@@ -1,0 +1,145 @@
+//! Where devices are connected, and when they were last heard of.
+
+use std::collections::HashMap;
+
+use longshore_protocol::{DeviceId, TenantName};
+use sqlx::{AnyConnection, FromRow};
+
+use crate::{
+    replica::ReplicaId,
+    store::{StoreError, fleets::FleetId, in_chunks, signed, unsigned},
+};
+
+/// Whether a device is connected, and when it last came or went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connection {
+    /// Whether some replica has it.
+    pub connected: bool,
+    /// When it came or went, where it ever did.
+    pub seen_at: Option<u64>,
+}
+
+/// A device came to a replica, or went.
+#[derive(Clone, Debug)]
+pub struct Coming {
+    /// Its tenant.
+    pub tenant: TenantName,
+    /// The device.
+    pub device: DeviceId,
+    /// Whether it came.
+    pub came: bool,
+    /// When.
+    pub at: u64,
+}
+
+/// Remembers which devices came to this replica, and which went, each device once. One that went here and is
+/// connected elsewhere by now stays connected.
+pub async fn put_connections(
+    db: &mut AnyConnection,
+    replica: &ReplicaId,
+    comings: &[Coming],
+) -> Result<(), StoreError> {
+    let replica = replica.as_str();
+    let (came, went): (Vec<_>, Vec<_>) = comings.iter().partition(|coming| coming.came);
+    in_chunks(
+        db,
+        &came,
+        4,
+        |rows| {
+            format!(
+                "INSERT INTO connections (tenant, device, replica, seen_at) VALUES {rows}
+                 ON CONFLICT (tenant, device) DO UPDATE SET
+                    replica = excluded.replica, seen_at = excluded.seen_at"
+            )
+        },
+        |query, coming| {
+            query
+                .bind(coming.tenant.to_string())
+                .bind(coming.device.to_string())
+                .bind(replica)
+                .bind(signed(coming.at))
+        },
+    )
+    .await?;
+    for chunk in went.chunks(super::super::ROWS_PER_STATEMENT) {
+        let sql = format!(
+            "UPDATE connections SET replica = NULL, seen_at = ${}
+             WHERE (tenant, device) IN (VALUES {}) AND replica = ${}",
+            2 * chunk.len() + 1,
+            super::placeholders(chunk.len(), 2),
+            2 * chunk.len() + 2,
+        );
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        for going in chunk {
+            query = query
+                .bind(going.tenant.as_str())
+                .bind(going.device.as_str());
+        }
+        let last = chunk.iter().map(|going| going.at).max().unwrap_or_default();
+        query
+            .bind(signed(last))
+            .bind(replica)
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Forgets all connections, of all replicas.
+pub async fn reset_connections(db: &mut AnyConnection) -> Result<(), StoreError> {
+    sqlx::query("UPDATE connections SET replica = NULL WHERE replica IS NOT NULL")
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+#[derive(FromRow)]
+struct Row {
+    device: String,
+    replica: Option<String>,
+    seen_at: i64,
+}
+
+impl From<Row> for Connection {
+    fn from(row: Row) -> Self {
+        Self {
+            connected: row.replica.is_some(),
+            seen_at: Some(unsigned(row.seen_at)),
+        }
+    }
+}
+
+/// One device's connection.
+pub(super) async fn connection(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    device: &DeviceId,
+) -> Result<Connection, StoreError> {
+    let row: Option<Row> =
+        sqlx::query_as("SELECT * FROM connections WHERE tenant = $1 AND device = $2")
+            .bind(tenant.as_str())
+            .bind(device.as_str())
+            .fetch_optional(db)
+            .await?;
+    Ok(row.map(Into::into).unwrap_or_default())
+}
+
+/// The connections of a fleet's devices, by device id.
+pub(super) async fn connections(
+    db: &mut AnyConnection,
+    fleet: &FleetId,
+) -> Result<HashMap<String, Connection>, StoreError> {
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT connections.* FROM connections JOIN devices
+             ON devices.tenant = connections.tenant AND devices.id = connections.device
+         WHERE devices.tenant = $1 AND devices.fleet = $2",
+    )
+    .bind(fleet.tenant.as_str())
+    .bind(fleet.name.as_str())
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.device.clone(), row.into()))
+        .collect())
+}
