@@ -266,10 +266,10 @@ pub async fn list(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<DeviceV
             let (desired, observed) = (desired.remove(&row.id), observed.remove(&row.id));
             let connection = connections.get(&row.id).copied().unwrap_or_default();
             Ok(DeviceView {
-                connection,
                 device: row.try_into()?,
                 desired,
                 observed,
+                connection,
             })
         })
         .collect()
@@ -281,10 +281,10 @@ pub async fn view(db: &mut AnyConnection, device: Device) -> Result<DeviceView, 
     let observed = states::observed(&mut *db, &device.fleet.tenant, &device.id).await?;
     let connection = connections::connection(db, &device.fleet.tenant, &device.id).await?;
     Ok(DeviceView {
-        connection,
         device,
         desired,
         observed,
+        connection,
     })
 }
 
