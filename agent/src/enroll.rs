@@ -28,7 +28,7 @@ use crate::{
     backoff::Backoff,
     causes,
     http_client::HttpError,
-    identity::{CertificateError, Chain, DeviceKey, Enrollment, Identity, StateDir, StateError},
+    identity::{CertificateError, Chain, DeviceKey, Enrollment, Identity, Keep, StateError},
     tls::{self, TlsError, Trust},
 };
 
@@ -88,7 +88,7 @@ pub enum EnrollError {
 
 /// Enrolls, however long that takes. `announce` is called with the key that the approver is to compare.
 pub async fn enroll(
-    state: &StateDir,
+    state: &impl Keep,
     application: &Application,
     announce: impl Fn(&DeviceName, &DeviceKey),
     mut backoff: Backoff,
@@ -185,7 +185,7 @@ pub async fn enroll(
 }
 
 /// The enrollment that is under way for this name, or a new one with a new key.
-fn begun(state: &StateDir, name: &DeviceName) -> Result<Enrollment, EnrollError> {
+fn begun(state: &impl Keep, name: &DeviceName) -> Result<Enrollment, EnrollError> {
     if let Some(enrollment) = state.enrollment()?.filter(|it| it.name == *name) {
         return Ok(enrollment);
     }
@@ -208,7 +208,7 @@ fn pause(backoff: &mut Backoff, request: &EnrollRequest, pending: &EnrollPending
 }
 
 fn approve(
-    state: &StateDir,
+    state: &impl Keep,
     application: &Application,
     enrollment: &Enrollment,
     key: &DeviceKey,

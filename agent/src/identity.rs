@@ -15,7 +15,7 @@
 
 pub mod certificate;
 pub mod key;
-mod record;
+pub(crate) mod record;
 
 use std::{os::fd::OwnedFd, path::Path};
 
@@ -115,6 +115,18 @@ pub enum StateError {
     },
 }
 
+/// Keeps who the device is. [`StateDir`] keeps it for good; a simulated device's is in memory.
+pub trait Keep: Send + Sync + 'static {
+    /// The enrollment that is under way.
+    fn enrollment(&self) -> Result<Option<Enrollment>, StateError>;
+
+    /// Keeps the enrollment, so that a restart goes on with the same key.
+    fn keep_enrollment(&self, enrollment: &Enrollment) -> Result<(), StateError>;
+
+    /// Keeps the identity, in place of the one before, and ends an enrollment.
+    fn keep_identity(&self, identity: &Identity) -> Result<(), StateError>;
+}
+
 /// The state directory, locked.
 #[derive(Debug)]
 pub struct StateDir {
@@ -165,29 +177,6 @@ impl StateDir {
         Ok(Some(identity))
     }
 
-    /// Keeps the identity, in place of the one before, and ends an enrollment.
-    pub fn keep_identity(&self, identity: &Identity) -> Result<(), StateError> {
-        self.write(IDENTITY, &record::Identity::from(identity))?;
-        self.folder.remove(ENROLLMENT)?;
-        self.folder.remove(DECOMMISSIONED)?;
-        Ok(self.folder.sync()?)
-    }
-
-    /// The enrollment that is under way.
-    pub fn enrollment(&self) -> Result<Option<Enrollment>, StateError> {
-        let Some(record) = self.read::<record::Enrollment>(ENROLLMENT)? else {
-            return Ok(None);
-        };
-        let enrollment = Enrollment::from(record);
-        DeviceKey::from_pem(&enrollment.key).map_err(|why| self.damaged(ENROLLMENT, &why))?;
-        Ok(Some(enrollment))
-    }
-
-    /// Keeps the enrollment, so that a restart goes on with the same key.
-    pub fn keep_enrollment(&self, enrollment: &Enrollment) -> Result<(), StateError> {
-        Ok(self.write(ENROLLMENT, &record::Enrollment::from(enrollment))?)
-    }
-
     /// The note of a decommission.
     pub fn decommissioned(&self) -> Result<Option<Decommissioned>, StateError> {
         self.read(DECOMMISSIONED)
@@ -229,6 +218,28 @@ impl StateDir {
             path,
             why: why.to_string(),
         }
+    }
+}
+
+impl Keep for StateDir {
+    fn enrollment(&self) -> Result<Option<Enrollment>, StateError> {
+        let Some(record) = self.read::<record::Enrollment>(ENROLLMENT)? else {
+            return Ok(None);
+        };
+        let enrollment = Enrollment::from(record);
+        DeviceKey::from_pem(&enrollment.key).map_err(|why| self.damaged(ENROLLMENT, &why))?;
+        Ok(Some(enrollment))
+    }
+
+    fn keep_enrollment(&self, enrollment: &Enrollment) -> Result<(), StateError> {
+        Ok(self.write(ENROLLMENT, &record::Enrollment::from(enrollment))?)
+    }
+
+    fn keep_identity(&self, identity: &Identity) -> Result<(), StateError> {
+        self.write(IDENTITY, &record::Identity::from(identity))?;
+        self.folder.remove(ENROLLMENT)?;
+        self.folder.remove(DECOMMISSIONED)?;
+        Ok(self.folder.sync()?)
     }
 }
 

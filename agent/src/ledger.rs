@@ -30,6 +30,15 @@ const CORRUPT_KEPT: usize = 3;
 /// Far beyond what a device runs; a file beyond it is not read into memory.
 const MOST_BYTES: u64 = 512 * 1024 * 1024;
 
+/// Keeps accepted sets. [`Ledger`] keeps them for good; a simulated device's are in memory.
+pub trait Keep: Send + Sync + 'static {
+    /// Makes the holding as durable as it gets here, or says why not.
+    fn keep(
+        self: Arc<Self>,
+        holding: Arc<Holding>,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+}
+
 /// The ledger of one state directory.
 #[derive(Debug)]
 pub struct Ledger {
@@ -167,6 +176,16 @@ impl Ledger {
         }
         self.folder.sync()?;
         Ok(next)
+    }
+}
+
+impl Keep for Ledger {
+    async fn keep(self: Arc<Self>, holding: Arc<Holding>) -> Result<(), String> {
+        tokio::task::spawn_blocking(move || {
+            self.store(&holding).map_err(|error| crate::causes(&error))
+        })
+        .await
+        .unwrap_or_else(|_panicked| Err("the ledger's worker died".to_owned()))
     }
 }
 

@@ -28,6 +28,7 @@ pub mod reconcile;
 pub mod report;
 pub mod run;
 pub mod runtime;
+pub mod sim;
 pub mod tls;
 
 /// An error and its causes in one line.

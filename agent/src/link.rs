@@ -10,7 +10,7 @@
 //! `Reconnect` or `Retry-After` is a lower bound. Credentials that are refused are tried again slowly: only a
 //! verified server that says `decommissioned` ends the device's membership.
 
-mod dial;
+pub(crate) mod dial;
 mod renewal;
 mod serve;
 
@@ -29,8 +29,8 @@ use crate::{
     backoff::Backoff,
     causes,
     clock::Wall,
-    identity::{CertificateError, Identity, StateDir, StateError},
-    ledger::Ledger,
+    identity::{self, CertificateError, Identity, StateDir, StateError},
+    ledger::{self, Ledger},
     report::Reporter,
     tls::{self, TlsError},
 };
@@ -61,19 +61,21 @@ impl Default for Timing {
 
 /// Everything that the link works with.
 #[derive(Debug)]
-pub struct Link {
+pub struct Link<S = StateDir, L = Ledger> {
     /// Where a renewed certificate is kept.
-    pub state: Arc<StateDir>,
+    pub state: Arc<S>,
     /// Who the device is.
     pub identity: Identity,
     /// Where accepted sets are kept.
-    pub ledger: Arc<Ledger>,
+    pub ledger: Arc<L>,
     /// What the ledger held at the start.
     pub holding: Option<Arc<Holding>>,
     /// Where accepted sets go to be applied.
     pub target: watch::Sender<Option<Arc<Holding>>>,
     /// What to tell the controller.
     pub reporter: Reporter,
+    /// Whether a session is open.
+    pub connected: watch::Sender<bool>,
     /// The runtime's name.
     pub runtime: &'static str,
     /// What the device says of itself.
@@ -125,7 +127,7 @@ enum Closed {
     Broken(String),
 }
 
-impl Link {
+impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
     /// Keeps the link up until it is stopped or the device is decommissioned.
     pub async fn run(mut self, stop: CancellationToken) -> Result<Ended, LinkError> {
         let random = StdRng::from_rng(&mut self.random);

@@ -221,6 +221,7 @@ fn link_of(
         holding,
         target,
         reporter,
+        connected: watch::Sender::new(false),
         runtime,
         facts: facts::gather(),
         timing: link::Timing::default(),

@@ -6,7 +6,7 @@
 //!   nothing.
 //! - Enrolled, it trusts the bundle that it was given, speaks TLS 1.3 only, and shows its own certificate.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use longshore_protocol::Digest;
 use rustls::{
@@ -73,8 +73,11 @@ pub fn edge(identity: &Identity) -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
+/// One for all connections of the process.
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+        LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    PROVIDER.clone()
 }
 
 fn roots(pem: &str) -> Result<RootCertStore, TlsError> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     device_id: DeviceId,
     name: DeviceName,
     device_token: String,
@@ -20,7 +20,7 @@ pub(super) struct Identity {
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct Enrollment {
+pub(crate) struct Enrollment {
     name: DeviceName,
     private_key: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

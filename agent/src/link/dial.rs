@@ -31,11 +31,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The library's defaults are made for servers with gigabytes.
 const BUFFER: usize = 8 * 1024;
 
-pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Why there is no WebSocket.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DialError {
+pub(crate) enum DialError {
     /// No answer.
     #[error(transparent)]
     Http(#[from] HttpError),
@@ -53,7 +53,7 @@ pub(super) enum DialError {
     Protocol(String),
 }
 
-pub(super) async fn dial(identity: &Identity, tls: Arc<ClientConfig>) -> Result<Socket, DialError> {
+pub(crate) async fn dial(identity: &Identity, tls: Arc<ClientConfig>) -> Result<Socket, DialError> {
     time::timeout(PATIENCE, open(identity, tls))
         .await
         .map_err(|_elapsed| HttpError::Timeout(identity.edge_url.to_string()))?

@@ -5,7 +5,7 @@
 
 use rand::{RngExt as _, rngs::StdRng};
 
-use crate::identity::{CertificateError, Chain, DeviceKey, Identity, StateDir};
+use crate::identity::{CertificateError, Chain, DeviceKey, Identity, Keep};
 
 use super::LinkError;
 
@@ -54,7 +54,7 @@ impl Renewal {
     /// Checks what came, and switches to it on disk. `None` where it is of no use.
     pub(super) fn switch(
         &mut self,
-        state: &StateDir,
+        state: &impl Keep,
         identity: &Identity,
         answer: Result<Vec<Vec<u8>>, String>,
         now: u64,

@@ -16,14 +16,14 @@ use tokio_tungstenite::tungstenite::{Bytes, Message};
 use tokio_util::sync::CancellationToken;
 
 use super::{Closed, Link, LinkError, dial::Socket, renewal::Renewal};
-use crate::report::LEDGER_WRITABLE;
+use crate::{identity, ledger, report::LEDGER_WRITABLE};
 
 /// Before the controller says how often to ping.
 const FIRST_HEARTBEAT: Duration = Duration::from_secs(8);
 const GOODBYE: Duration = Duration::from_secs(1);
 
-struct Served<'a> {
-    link: &'a mut Link,
+struct Served<'a, S, L> {
+    link: &'a mut Link<S, L>,
     socket: Socket,
     session: &'a mut DeviceSession,
     renewal: &'a mut Renewal,
@@ -36,8 +36,8 @@ struct Served<'a> {
 }
 
 /// Serves the connection until it ends. It is closed when this returns.
-pub(super) async fn serve(
-    link: &mut Link,
+pub(super) async fn serve<S: identity::Keep, L: ledger::Keep>(
+    link: &mut Link<S, L>,
     socket: Socket,
     session: &mut DeviceSession,
     renewal: &mut Renewal,
@@ -57,6 +57,7 @@ pub(super) async fn serve(
         ahead: 0,
     };
     let closed = served.run(stop).await;
+    served.link.connected.send_replace(false);
     served.session.handle(Event::Disconnected, served.now());
     // Whether the goodbye arrives does not matter.
     drop(time::timeout(GOODBYE, served.socket.close(None)).await);
@@ -69,7 +70,7 @@ fn interval(every: Duration) -> Interval {
     interval
 }
 
-impl Served<'_> {
+impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
     async fn run(&mut self, stop: &CancellationToken) -> Result<Closed, LinkError> {
         let mut reports = self.link.reporter.follow();
         let mut tick = interval(self.link.timing.tick);
@@ -180,6 +181,7 @@ impl Served<'_> {
                 } => {
                     let every = Duration::from_millis(heartbeat_ms.clamp(50, 300_000));
                     self.heartbeat = interval(every);
+                    self.link.connected.send_replace(true);
                     let ours = (self.link.wall)();
                     self.ahead = server_time_ms.checked_signed_diff(ours).unwrap_or_default();
                     if self.ahead.unsigned_abs() > 60_000 {
@@ -194,7 +196,7 @@ impl Served<'_> {
                     let Link {
                         state, identity, ..
                     } = &*self.link;
-                    if let Some(renewed) = self.renewal.switch(state, identity, answer, now)? {
+                    if let Some(renewed) = self.renewal.switch(&**state, identity, answer, now)? {
                         self.link.identity = renewed;
                         return Ok(Some(Closed::Renewed));
                     }
@@ -216,12 +218,7 @@ impl Served<'_> {
     }
 
     async fn store(&mut self, holding: Arc<Holding>) -> Result<(), String> {
-        let (ledger, kept) = (self.link.ledger.clone(), holding.clone());
-        let stored = tokio::task::spawn_blocking(move || {
-            ledger.store(&kept).map_err(|error| crate::causes(&error))
-        })
-        .await
-        .unwrap_or_else(|_panicked| Err("the ledger's worker died".to_owned()));
+        let stored = self.link.ledger.clone().keep(holding.clone()).await;
         match &stored {
             Ok(()) => {
                 tracing::info!(generation = %holding.generation(), revision = holding.revision(), objects = holding.set().len(), "accepted");

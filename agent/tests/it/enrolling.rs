@@ -6,7 +6,7 @@ use http::Response;
 use longshore_agent::{
     backoff::Backoff,
     enroll::{self, Application, EnrollError},
-    identity::{Identity, StateDir},
+    identity::{Identity, Keep as _, StateDir},
     tls::Trust,
 };
 use longshore_protocol::{DeviceId, Digest, api::EnrollApproved};

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use longshore_agent::{
     backoff::Backoff,
     clock,
-    identity::{DeviceKey, Identity, StateDir},
+    identity::{DeviceKey, Identity, Keep as _, StateDir},
     ledger::Ledger,
     link::{Ended, Link, LinkError, Timing},
     reconcile::{self, Reconciler},
@@ -96,6 +96,7 @@ impl Agent {
             holding: held,
             target,
             reporter,
+            connected: watch::Sender::new(false),
             runtime: "directory",
             facts: [("arch".to_owned(), "arm64".to_owned())].into(),
             timing,
