@@ -13,6 +13,7 @@ mod approve;
 mod conditions;
 mod desire;
 mod execute;
+pub mod roster;
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -129,14 +129,7 @@ pub(super) async fn reject(
             let mut db = api.store.write().await?;
             let reason = "an operator rejected it";
             let ids = [device.id.clone()];
-            devices::set_state(
-                &mut db,
-                &fleet.id.tenant,
-                &ids,
-                DeviceState::Rejected,
-                reason,
-            )
-            .await?;
+            devices::set_state(&mut db, &fleet.id, &ids, DeviceState::Rejected, reason).await?;
             db.commit().await?;
             api.fleets.changed(&fleet.id);
         }
@@ -165,7 +158,14 @@ pub(super) async fn decommission(
             let mut db = api.store.write().await?;
             let reason = "an operator decommissioned it";
             let ids = [device.id.clone()];
-            devices::set_state(&mut db, tenant, &ids, DeviceState::Decommissioned, reason).await?;
+            devices::set_state(
+                &mut db,
+                &fleet.id,
+                &ids,
+                DeviceState::Decommissioned,
+                reason,
+            )
+            .await?;
             devices::set_folder_to_delete(&mut db, tenant, &device.id, true).await?;
             db.commit().await?;
             // The cut-off is at once; the folder's deletion follows in Git.

@@ -65,6 +65,7 @@ pub(super) async fn create(
         hosted: request.hosted,
         status: FleetStatus::default(),
         confirmed_revision: None,
+        changes: 0,
         created_at: clock::now_ms(),
     };
     let mut db = api.store.write().await?;

@@ -367,7 +367,7 @@ impl<'a> Pass<'a> {
     ) -> Result<(), BranchError> {
         let tenant = &self.parts.fleet.tenant;
         let mut db = self.parts.store.write().await?;
-        devices::reject(&mut db, tenant, rejected).await?;
+        devices::reject(&mut db, &self.parts.fleet, rejected).await?;
         devices::set_branch_pushed(&mut db, tenant, seen).await?;
         let unassigned: Vec<_> = anew.iter().map(|id| Assignment::none(id.clone())).collect();
         devices::assign(&mut db, tenant, &unassigned).await?;

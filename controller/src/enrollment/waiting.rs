@@ -96,7 +96,7 @@ impl Pass<'_> {
             return Ok(());
         }
         let mut db = self.parts.store.write().await?;
-        devices::put_waiting(&mut db, &self.parts.fleet.tenant, &news).await?;
+        devices::put_waiting(&mut db, &self.parts.fleet, &news).await?;
         db.commit().await.map_err(StoreError::from)?;
         self.parts.changes.send_modify(|count| *count += 1);
         Ok(())

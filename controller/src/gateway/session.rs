@@ -293,9 +293,9 @@ impl<'g> Session<'g> {
             }
             Effect::RaiseGeneration { above } => {
                 warn!(device = %self.device.name, %above, "the device is ahead; raising the generation");
-                let tenant = &self.device.fleet.tenant;
+                let fleet = &self.device.fleet;
                 let mut db = self.gateway.store.write().await?;
-                devices::raise_generation(&mut db, tenant, &self.device.id, above).await?;
+                devices::raise_generation(&mut db, fleet, &self.device.id, above).await?;
                 db.commit().await.map_err(StoreError::from)?;
                 return Ok(Some(Event::Poked));
             }

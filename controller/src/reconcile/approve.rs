@@ -58,12 +58,12 @@ impl Reconciler {
         if approved.is_empty() {
             return Ok(devices);
         }
-        let tenant = &self.parts.fleet.tenant;
+        let id = &self.parts.fleet;
         let mut db = self.parts.store.write().await?;
         let revision = refs.tracked.as_ref().map(|commit| commit.id.to_string());
         let reason = format!("revision {} has its key", revision.unwrap_or_default());
-        devices::set_state(&mut db, tenant, &approved, DeviceState::Active, &reason).await?;
-        devices::describe(&mut db, tenant, &described).await?;
+        devices::set_state(&mut db, id, &approved, DeviceState::Active, &reason).await?;
+        devices::describe(&mut db, id, &described).await?;
         db.commit().await.map_err(StoreError::from)?;
         self.parts.changes.send_modify(|count| *count += 1);
         Ok(devices)

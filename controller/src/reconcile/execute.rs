@@ -104,7 +104,8 @@ impl Reconciler {
         moves: &[(longshore_protocol::DeviceId, Desired)],
     ) -> Result<(), StoreError> {
         let Execution { plan, commit, .. } = execution;
-        let tenant = &self.parts.fleet.tenant;
+        let fleet = &self.parts.fleet;
+        let tenant = &fleet.tenant;
         let mut db = self.parts.store.write().await?;
         content::put_objects(&mut db, tenant, &execution.fresh_objects).await?;
         content::put_sets(
@@ -113,13 +114,13 @@ impl Reconciler {
             plan.moves.iter().map(|change| &*change.set),
         )
         .await?;
-        devices::put_desired(&mut db, tenant, moves).await?;
+        devices::put_desired(&mut db, fleet, moves).await?;
         let gone = &plan.decommissions;
         let reason = format!("revision {} no longer has it", short(revision));
-        devices::set_state(&mut db, tenant, gone, DeviceState::Decommissioned, &reason).await?;
-        devices::describe(&mut db, tenant, &execution.descriptions).await?;
+        devices::set_state(&mut db, fleet, gone, DeviceState::Decommissioned, &reason).await?;
+        devices::describe(&mut db, fleet, &execution.descriptions).await?;
         if let Some(status) = &execution.status {
-            fleets::set_status(&mut db, &self.parts.fleet, status).await?;
+            fleets::set_status(&mut db, fleet, status).await?;
         }
         if execution.is_new || !moves.is_empty() {
             let revision = Revision {
@@ -130,7 +131,7 @@ impl Reconciler {
                 devices_changed: moves.len() as u64,
                 problems: execution.problems,
             };
-            fleets::record_revision(&mut db, &self.parts.fleet, &revision).await?;
+            fleets::record_revision(&mut db, fleet, &revision).await?;
         }
         db.commit().await?;
         Ok(())

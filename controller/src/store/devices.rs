@@ -3,6 +3,7 @@
 mod connections;
 mod describe;
 mod pending;
+mod roster;
 mod states;
 
 use std::collections::BTreeMap;
@@ -21,10 +22,13 @@ pub use self::{
     pending::{
         Assignment, Waiting, assign, ended, of_enrollment, put_waiting, reject, set_branch_pushed,
     },
+    roster::{Member, changed_since},
     states::{Desired, Observed, desired, put_desired, put_observed, raise_generation},
 };
 use super::{
-    StoreError, corrupt, fleets::FleetId, from_json, json, parse, placeholders, signed, unsigned,
+    StoreError, corrupt,
+    fleets::{self, FleetId},
+    from_json, json, parse, placeholders, signed, unsigned,
 };
 
 /// A device.
@@ -178,11 +182,12 @@ fn state_of(text: &str) -> Result<DeviceState, StoreError> {
 /// # Errors
 /// [`StoreError::Duplicate`] where the fleet has a live device of that name, or any of that key.
 pub async fn insert(db: &mut AnyConnection, device: &Device) -> Result<(), StoreError> {
+    let stamp = fleets::count_change(db, &device.fleet).await?;
     sqlx::query(
         "INSERT INTO devices (tenant, id, fleet, name, public_key, state, state_reason, token_id,
             enrollment_branch, enrollment_commit, branch_pushed, folder_to_delete, labels, facts, conditions, source_address,
-            created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+            created_at, changed)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
     )
     .bind(device.fleet.tenant.as_str())
     .bind(device.id.as_str())
@@ -201,6 +206,7 @@ pub async fn insert(db: &mut AnyConnection, device: &Device) -> Result<(), Store
     .bind(json(&device.conditions))
     .bind(&device.source_address)
     .bind(signed(device.created_at))
+    .bind(stamp)
     .execute(db)
     .await?;
     Ok(())
@@ -288,22 +294,28 @@ pub async fn view(db: &mut AnyConnection, device: Device) -> Result<DeviceView, 
     })
 }
 
-/// Moves devices to a state. A device that was rejected or decommissioned stays so.
+/// Moves the fleet's devices to a state. A device that was rejected or decommissioned stays so.
 pub async fn set_state(
     db: &mut AnyConnection,
-    tenant: &TenantName,
+    fleet: &FleetId,
     devices: &[DeviceId],
     state: DeviceState,
     reason: &str,
 ) -> Result<(), StoreError> {
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let stamp = fleets::count_change(db, fleet).await?;
     for chunk in devices.chunks(super::ROWS_PER_STATEMENT) {
         let sql = format!(
-            "UPDATE devices SET state = ${1}, state_reason = ${2}
-             WHERE id IN {0} AND tenant = ${3} AND state IN ('pending', 'active')",
+            "UPDATE devices SET state = ${1}, state_reason = ${2}, changed = ${3}
+             WHERE id IN {0} AND tenant = ${4} AND fleet = ${5} AND state IN ('pending', 'active')",
             placeholders(1, chunk.len()),
             chunk.len() + 1,
             chunk.len() + 2,
             chunk.len() + 3,
+            chunk.len() + 4,
+            chunk.len() + 5,
         );
         let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
         for device in chunk {
@@ -312,7 +324,9 @@ pub async fn set_state(
         query
             .bind(state_name(state))
             .bind(reason)
-            .bind(tenant.as_str())
+            .bind(stamp)
+            .bind(fleet.tenant.as_str())
+            .bind(fleet.name.as_str())
             .execute(&mut *db)
             .await?;
     }

@@ -45,6 +45,8 @@ pub struct Fleet {
     pub status: FleetStatus,
     /// The revision whose held removals an operator confirmed.
     pub confirmed_revision: Option<String>,
+    /// How many changes of its devices were counted, by [`count_change`].
+    pub changes: u64,
     /// When it was made.
     pub created_at: u64,
 }
@@ -80,6 +82,7 @@ struct Row {
     problems: String,
     held: String,
     confirmed_revision: Option<String>,
+    changes: i64,
     created_at: i64,
 }
 
@@ -109,6 +112,7 @@ impl TryFrom<Row> for Fleet {
                 held: from_json(&row.held, "fleets.held")?,
             },
             confirmed_revision: row.confirmed_revision,
+            changes: unsigned(row.changes),
             created_at: unsigned(row.created_at),
         })
     }
@@ -122,8 +126,8 @@ pub async fn insert(db: &mut AnyConnection, fleet: &Fleet) -> Result<(), StoreEr
     sqlx::query(
         "INSERT INTO fleets (tenant, name, repo, branch, path, trusted, webhook_secret,
             webhook_secret_before, webhook_secret_before_until, connection, hosted, revision,
-            conditions, problems, held, confirmed_revision, created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+            conditions, problems, held, confirmed_revision, changes, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
     )
     .bind(fleet.id.tenant.as_str())
     .bind(fleet.id.name.as_str())
@@ -151,6 +155,7 @@ pub async fn insert(db: &mut AnyConnection, fleet: &Fleet) -> Result<(), StoreEr
     .bind(json(&fleet.status.problems))
     .bind(json(&fleet.status.held))
     .bind(fleet.confirmed_revision.as_deref())
+    .bind(signed(fleet.changes))
     .bind(signed(fleet.created_at))
     .execute(db)
     .await?;
@@ -192,6 +197,22 @@ pub async fn delete(db: &mut AnyConnection, id: &FleetId) -> Result<bool, StoreE
         .execute(db)
         .await?;
     Ok(done.rows_affected() > 0)
+}
+
+/// Counts a change of the fleet's devices, and returns the stamp of those that change.
+///
+/// The fleet's row stays locked until the transaction ends: so stamps are in the order of commits, and who sees the
+/// fleet's count sees every device with a stamp up to it.
+pub(super) async fn count_change(db: &mut AnyConnection, id: &FleetId) -> Result<i64, StoreError> {
+    let stamp: Option<(i64,)> = sqlx::query_as(
+        "UPDATE fleets SET changes = changes + 1 WHERE tenant = $1 AND name = $2 RETURNING changes",
+    )
+    .bind(id.tenant.as_str())
+    .bind(id.name.as_str())
+    .fetch_optional(db)
+    .await?;
+    // Where there is no fleet, there are no devices to stamp.
+    Ok(stamp.map_or(0, |(stamp,)| stamp))
 }
 
 /// Writes what a reconciliation found.

@@ -7,6 +7,7 @@ mod fleets;
 mod plans;
 mod previews;
 mod proposals;
+mod roster;
 pub mod samples;
 mod schema;
 mod tenants;

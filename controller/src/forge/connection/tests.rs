@@ -177,6 +177,7 @@ fn a_sealed_connection_opens_for_its_fleet_only() {
         hosted: false,
         status: FleetStatus::default(),
         confirmed_revision: None,
+        changes: 0,
         created_at: 0,
     };
     let again = Connection::unseal(&keyring, &fleet).unwrap().unwrap();

@@ -5,7 +5,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use longshore_protocol::{Condition, DeviceId, DeviceName, TenantName};
 use sqlx::AnyConnection;
 
-use crate::store::{StoreError, in_chunks, json, placeholders};
+use crate::store::{
+    StoreError,
+    fleets::{self, FleetId},
+    in_chunks, json, placeholders,
+};
 
 /// What the repo and the controller say of a device.
 #[derive(Clone, Debug)]
@@ -20,92 +24,104 @@ pub struct Description {
     pub conditions: Vec<Condition>,
 }
 
-/// Writes descriptions. A device whose new name another living device has, and keeps, keeps its own.
+/// Writes descriptions of the fleet's devices. A device whose new name another living device has, and keeps, keeps
+/// its own.
 pub async fn describe(
     db: &mut AnyConnection,
-    tenant: &TenantName,
+    fleet: &FleetId,
     descriptions: &[Description],
 ) -> Result<(), StoreError> {
+    if descriptions.is_empty() {
+        return Ok(());
+    }
+    let stamp = fleets::count_change(db, fleet).await?;
     in_chunks(
         db,
         descriptions,
-        4,
+        6,
         |rows| {
             format!(
-                "UPDATE devices SET labels = v.column3, conditions = v.column4
+                "UPDATE devices SET labels = v.column4, conditions = v.column5, changed = v.column6
                  FROM (VALUES {rows}) AS v
-                 WHERE devices.tenant = v.column1 AND devices.id = v.column2"
+                 WHERE devices.tenant = v.column1 AND devices.fleet = v.column2
+                     AND devices.id = v.column3"
             )
         },
         |query, row| {
             query
-                .bind(tenant.to_string())
+                .bind(fleet.tenant.to_string())
+                .bind(fleet.name.to_string())
                 .bind(row.id.to_string())
                 .bind(json(&row.labels))
                 .bind(json(&row.conditions))
+                .bind(stamp)
         },
     )
     .await?;
-    let renames = renames(db, tenant, descriptions).await?;
+    let renames = renames(db, fleet, descriptions).await?;
     // Names change places by way of a name that no device can have.
     let aside: Vec<_> = renames.iter().map(|(id, _)| (id, id)).collect();
-    set_names(db, tenant, &aside).await?;
+    set_names(db, &fleet.tenant, &aside).await?;
     let names: Vec<_> = renames.iter().map(|(id, name)| (id, name)).collect();
-    set_names(db, tenant, &names).await
+    set_names(db, &fleet.tenant, &names).await
 }
 
 /// The devices that get another name, with it.
 async fn renames(
     db: &mut AnyConnection,
-    tenant: &TenantName,
+    fleet: &FleetId,
     descriptions: &[Description],
 ) -> Result<Vec<(String, String)>, StoreError> {
     let mut wanted = Vec::new();
     for chunk in descriptions.chunks(crate::store::ROWS_PER_STATEMENT) {
         let sql = format!(
-            "SELECT devices.fleet, devices.id, v.column2 FROM (VALUES {}) AS v
+            "SELECT devices.id, v.column2 FROM (VALUES {}) AS v
              JOIN devices ON devices.id = v.column1 AND devices.name <> v.column2
-             WHERE devices.tenant = ${}",
+             WHERE devices.tenant = ${} AND devices.fleet = ${}",
             placeholders(chunk.len(), 2),
-            2 * chunk.len() + 1
+            2 * chunk.len() + 1,
+            2 * chunk.len() + 2
         );
         let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql));
         for row in chunk {
             query = query.bind(row.id.as_str()).bind(row.name.as_str());
         }
-        let rows: Vec<(String, String, String)> =
-            query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
+        let rows: Vec<(String, String)> = query
+            .bind(fleet.tenant.as_str())
+            .bind(fleet.name.as_str())
+            .fetch_all(&mut *db)
+            .await?;
         wanted.extend(rows);
     }
     let mut holders = HashMap::new();
-    for (fleet, _, name) in &wanted {
+    for (_, name) in &wanted {
         let holder: Option<(String,)> = sqlx::query_as(
             "SELECT id FROM devices WHERE tenant = $1 AND fleet = $2 AND name = $3
              AND state IN ('pending', 'active')",
         )
-        .bind(tenant.as_str())
-        .bind(fleet)
+        .bind(fleet.tenant.as_str())
+        .bind(fleet.name.as_str())
         .bind(name)
         .fetch_optional(&mut *db)
         .await?;
         if let Some((holder,)) = holder {
-            holders.insert((fleet.clone(), name.clone()), holder);
+            holders.insert(name.clone(), holder);
         }
     }
     // Whoever keeps its name may keep others from getting theirs, and so on.
     loop {
-        let moving: HashSet<_> = wanted.iter().map(|(_, id, _)| id.clone()).collect();
+        let moving: HashSet<_> = wanted.iter().map(|(id, _)| id.clone()).collect();
         let before = wanted.len();
-        wanted.retain(|(fleet, _, name)| {
+        wanted.retain(|(_, name)| {
             holders
-                .get(&(fleet.clone(), name.clone()))
+                .get(name)
                 .is_none_or(|holder| moving.contains(holder))
         });
         if wanted.len() == before {
             break;
         }
     }
-    Ok(wanted.into_iter().map(|(_, id, name)| (id, name)).collect())
+    Ok(wanted)
 }
 
 async fn set_names(

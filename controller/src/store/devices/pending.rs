@@ -8,7 +8,9 @@ use sqlx::AnyConnection;
 
 use super::{Device, Row};
 use crate::store::{
-    ROWS_PER_STATEMENT, StoreError, fleets::FleetId, in_chunks, json, parse, placeholders,
+    ROWS_PER_STATEMENT, StoreError,
+    fleets::{self, FleetId},
+    in_chunks, json, parse, placeholders,
 };
 
 /// Which enrollment branch carries a device.
@@ -140,26 +142,34 @@ pub async fn set_branch_pushed(
 /// Says what pending devices wait for.
 pub async fn put_waiting(
     db: &mut AnyConnection,
-    tenant: &TenantName,
+    fleet: &FleetId,
     waiting: &[Waiting],
 ) -> Result<(), StoreError> {
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let stamp = fleets::count_change(db, fleet).await?;
     in_chunks(
         db,
         waiting,
-        4,
+        6,
         |rows| {
             format!(
-                "UPDATE devices SET state_reason = v.column3, conditions = v.column4
+                "UPDATE devices SET state_reason = v.column4, conditions = v.column5,
+                    changed = v.column6
                  FROM (VALUES {rows}) AS v
-                 WHERE devices.tenant = v.column1 AND devices.id = v.column2 AND state = 'pending'"
+                 WHERE devices.tenant = v.column1 AND devices.fleet = v.column2
+                     AND devices.id = v.column3 AND state = 'pending'"
             )
         },
         |query, row| {
             query
-                .bind(tenant.to_string())
+                .bind(fleet.tenant.to_string())
+                .bind(fleet.name.to_string())
                 .bind(row.id.to_string())
                 .bind(row.reason.clone())
                 .bind(json(&row.conditions))
+                .bind(stamp)
         },
     )
     .await?;
@@ -169,25 +179,33 @@ pub async fn put_waiting(
 /// Rejects pending devices, each for its reason. One that was approved in the meantime stays approved.
 pub async fn reject(
     db: &mut AnyConnection,
-    tenant: &TenantName,
+    fleet: &FleetId,
     rejected: &[(DeviceId, String)],
 ) -> Result<(), StoreError> {
+    if rejected.is_empty() {
+        return Ok(());
+    }
+    let stamp = fleets::count_change(db, fleet).await?;
     in_chunks(
         db,
         rejected,
-        3,
+        5,
         |rows| {
             format!(
-                "UPDATE devices SET state = 'rejected', state_reason = v.column3, conditions = '[]'
+                "UPDATE devices SET state = 'rejected', state_reason = v.column4, conditions = '[]',
+                    changed = v.column5
                  FROM (VALUES {rows}) AS v
-                 WHERE devices.tenant = v.column1 AND devices.id = v.column2 AND state = 'pending'"
+                 WHERE devices.tenant = v.column1 AND devices.fleet = v.column2
+                     AND devices.id = v.column3 AND state = 'pending'"
             )
         },
         |query, (id, reason)| {
             query
-                .bind(tenant.to_string())
+                .bind(fleet.tenant.to_string())
+                .bind(fleet.name.to_string())
                 .bind(id.to_string())
                 .bind(reason.clone())
+                .bind(stamp)
         },
     )
     .await?;

@@ -8,6 +8,7 @@ use longshore_protocol::{
 };
 use sqlx::{AnyConnection, FromRow};
 
+use super::roster;
 use crate::store::{
     StoreError, fleets::FleetId, from_json, in_chunks, json, parse, signed, unsigned,
 };
@@ -79,9 +80,14 @@ pub async fn desired(
 /// never fall and one generation keeps its digest.
 pub async fn put_desired(
     db: &mut AnyConnection,
-    tenant: &TenantName,
+    fleet: &FleetId,
     moves: &[(DeviceId, Desired)],
 ) -> Result<u64, StoreError> {
+    if moves.is_empty() {
+        return Ok(0);
+    }
+    let moving: Vec<_> = moves.iter().map(|(device, _)| device).collect();
+    roster::stamp(db, fleet, &moving).await?;
     in_chunks(
         db,
         moves,
@@ -97,7 +103,7 @@ pub async fn put_desired(
         },
         |query, (device, desired)| {
             query
-                .bind(tenant.to_string())
+                .bind(fleet.tenant.to_string())
                 .bind(device.to_string())
                 .bind(signed(desired.target.generation.number()))
                 .bind(desired.target.digest.to_string())
@@ -115,7 +121,7 @@ pub async fn put_desired(
 /// [`StoreError::GenerationOutOfRange`] where that leaves no room to count on.
 pub async fn raise_generation(
     db: &mut AnyConnection,
-    tenant: &TenantName,
+    fleet: &FleetId,
     device: &DeviceId,
     above: Generation,
 ) -> Result<(), StoreError> {
@@ -123,11 +129,12 @@ pub async fn raise_generation(
         .ok()
         .filter(|held| *held < i64::MAX / 2)
         .ok_or(StoreError::GenerationOutOfRange(above))?;
+    roster::stamp(db, fleet, &[device]).await?;
     sqlx::query(
         "UPDATE desired SET generation = $3 + 1
          WHERE tenant = $1 AND device = $2 AND generation <= $3",
     )
-    .bind(tenant.as_str())
+    .bind(fleet.tenant.as_str())
     .bind(device.as_str())
     .bind(held)
     .execute(db)

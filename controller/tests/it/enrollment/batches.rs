@@ -143,8 +143,8 @@ async fn an_operator_approves_and_rejects_single_ones() {
     assert_eq!(world.state(1).await, DeviceState::Pending);
     let mut db = world.store.write().await.unwrap();
     let rejected = [(device(3).id, "an operator rejected it".to_owned())];
-    let tenant = &device(3).fleet.tenant;
-    longshore_controller::store::devices::reject(&mut db, tenant, &rejected)
+    let fleet = &device(3).fleet;
+    longshore_controller::store::devices::reject(&mut db, fleet, &rejected)
         .await
         .unwrap();
     db.commit().await.unwrap();
@@ -179,8 +179,8 @@ async fn a_rejected_one_leaves_a_branch_that_people_edited() {
     world.webhook();
     let mut db = world.store.write().await.unwrap();
     let rejected = [(device(2).id, "an operator rejected it".to_owned())];
-    let tenant = &device(2).fleet.tenant;
-    longshore_controller::store::devices::reject(&mut db, tenant, &rejected)
+    let fleet = &device(2).fleet;
+    longshore_controller::store::devices::reject(&mut db, fleet, &rejected)
         .await
         .unwrap();
     db.commit().await.unwrap();

@@ -199,9 +199,9 @@ async fn an_operator_decides_for_the_host_too() {
     assert_eq!(world.host.page(one).state, PullRequestState::Merged);
 
     let mut db = world.store.write().await.unwrap();
-    let tenant = &device(2).fleet.tenant;
+    let fleet = &device(2).fleet;
     let rejected = [(device(2).id, "an operator rejected it".to_owned())];
-    longshore_controller::store::devices::reject(&mut db, tenant, &rejected)
+    longshore_controller::store::devices::reject(&mut db, fleet, &rejected)
         .await
         .unwrap();
     db.commit().await.unwrap();

@@ -336,7 +336,7 @@ async fn a_device_that_is_ahead_gets_a_higher_generation_next() {
     world.reaches(1, 1).await;
     let device = world.view(1).await.device;
     let mut db = world.store.write().await.unwrap();
-    devices::raise_generation(&mut db, &shops().tenant, &device.id, 41.into())
+    devices::raise_generation(&mut db, &shops(), &device.id, 41.into())
         .await
         .unwrap();
     db.commit().await.unwrap();

@@ -182,15 +182,9 @@ async fn a_name_is_unique_among_the_living(database: Database) {
         .unwrap();
     assert_eq!(found.id, alive.id, "the living one, however old");
     let reason = "its branch was deleted";
-    devices::set_state(
-        &mut db,
-        &shops.tenant,
-        &[alive.id],
-        DeviceState::Rejected,
-        reason,
-    )
-    .await
-    .unwrap();
+    devices::set_state(&mut db, &shops, &[alive.id], DeviceState::Rejected, reason)
+        .await
+        .unwrap();
     devices::insert(&mut db, &named(4, DeviceState::Active))
         .await
         .unwrap();
@@ -209,7 +203,7 @@ async fn tenants_devices_do_not_mix(database: Database) {
     let mut db = database.write().await;
     for (device, content) in [(&our_device, "ours"), (&their_device, "theirs")] {
         let moves = [(device.id.clone(), desired(1, content))];
-        devices::put_desired(&mut db, &device.fleet.tenant, &moves)
+        devices::put_desired(&mut db, &device.fleet, &moves)
             .await
             .unwrap();
     }
@@ -239,16 +233,17 @@ async fn another_tenants_device_cannot_be_changed(database: Database) {
     insert_devices(&database, [&victim]).await;
     let mut db = database.write().await;
     let moves = [(victim.id.clone(), desired(3, "theirs"))];
-    devices::put_desired(&mut db, &theirs.tenant, &moves)
+    devices::put_desired(&mut db, &theirs, &moves)
         .await
         .unwrap();
     db.commit().await.unwrap();
     let before = snapshot(&database, &theirs).await;
 
-    let (tenant, id) = (fleet_id("one", "shops").tenant, &victim.id);
+    let (ours, id) = (fleet_id("one", "shops"), &victim.id);
+    let tenant = ours.tenant.clone();
     let mut db = database.write().await;
     let ids = [id.clone()];
-    devices::set_state(&mut db, &tenant, &ids, DeviceState::Active, "stolen")
+    devices::set_state(&mut db, &ours, &ids, DeviceState::Active, "stolen")
         .await
         .unwrap();
     let description = Description {
@@ -257,7 +252,7 @@ async fn another_tenants_device_cannot_be_changed(database: Database) {
         labels: BTreeMap::new(),
         conditions: Vec::new(),
     };
-    devices::describe(&mut db, &tenant, &[description])
+    devices::describe(&mut db, &ours, &[description])
         .await
         .unwrap();
     devices::set_branch_pushed(&mut db, &tenant, std::slice::from_ref(id))
@@ -269,14 +264,14 @@ async fn another_tenants_device_cannot_be_changed(database: Database) {
     devices::set_facts(&mut db, &tenant, id, &BTreeMap::new())
         .await
         .unwrap();
-    devices::raise_generation(&mut db, &tenant, id, Generation::from(9))
+    devices::raise_generation(&mut db, &ours, id, Generation::from(9))
         .await
         .unwrap();
     db.commit().await.unwrap();
     // There is no such device in that tenant, so these rows have nothing to hang on.
     let mut db = database.write().await;
     let moves = [(id.clone(), desired(4, "ours"))];
-    devices::put_desired(&mut db, &tenant, &moves)
+    devices::put_desired(&mut db, &ours, &moves)
         .await
         .unwrap_err();
     drop(db);
@@ -320,7 +315,7 @@ async fn an_end_is_an_end(database: Database) {
         DeviceState::Decommissioned,
         DeviceState::Active,
     ] {
-        devices::set_state(&mut db, &shops.tenant, &ids, state, "moved")
+        devices::set_state(&mut db, &shops, &ids, state, "moved")
             .await
             .unwrap();
         for before in &ended {
@@ -335,7 +330,7 @@ async fn an_end_is_an_end(database: Database) {
             (DeviceState::Decommissioned, "moved")
         );
     }
-    devices::set_state(&mut db, &shops.tenant, &[], DeviceState::Active, "nobody")
+    devices::set_state(&mut db, &shops, &[], DeviceState::Active, "nobody")
         .await
         .unwrap();
 }
@@ -349,8 +344,7 @@ async fn bulk_writes_pass_the_chunk_limit(database: Database) {
     let ids: Vec<_> = all.iter().map(|device| device.id.clone()).collect();
 
     let mut db = database.write().await;
-    let tenant = &shops.tenant;
-    devices::set_state(&mut db, tenant, &ids, DeviceState::Active, "approved")
+    devices::set_state(&mut db, &shops, &ids, DeviceState::Active, "approved")
         .await
         .unwrap();
     let descriptions: Vec<_> = (0..MANY)
@@ -361,15 +355,15 @@ async fn bulk_writes_pass_the_chunk_limit(database: Database) {
             conditions: vec![Condition::holds("Rendered", "Built", n.to_string(), 1)],
         })
         .collect();
-    devices::describe(&mut db, tenant, &descriptions)
+    devices::describe(&mut db, &shops, &descriptions)
         .await
         .unwrap();
     let moves: Vec<_> = (0..MANY)
         .map(|n| (device_id(n), desired(1, &n.to_string())))
         .collect();
-    let written = devices::put_desired(&mut db, tenant, &moves).await.unwrap();
+    let written = devices::put_desired(&mut db, &shops, &moves).await.unwrap();
     assert_eq!(written, u64::from(MANY));
-    let again = devices::put_desired(&mut db, tenant, &moves).await.unwrap();
+    let again = devices::put_desired(&mut db, &shops, &moves).await.unwrap();
     assert_eq!(again, 0);
     db.commit().await.unwrap();
 
@@ -402,7 +396,7 @@ async fn describe(
         })
         .collect();
     let mut db = database.write().await;
-    devices::describe(&mut db, &fleet.tenant, &descriptions).await?;
+    devices::describe(&mut db, fleet, &descriptions).await?;
     db.commit().await?;
     Ok(())
 }
@@ -466,9 +460,7 @@ async fn put(database: &Database, fleet: &FleetId, moves: &[(u32, Desired)]) -> 
         .map(|(n, desired)| (device_id(*n), desired.clone()))
         .collect();
     let mut db = database.write().await;
-    let written = devices::put_desired(&mut db, &fleet.tenant, &moves)
-        .await
-        .unwrap();
+    let written = devices::put_desired(&mut db, fleet, &moves).await.unwrap();
     db.commit().await.unwrap();
     written
 }
@@ -507,7 +499,7 @@ async fn raising_lifts_a_generation_only_above(database: Database) {
     let raise = async |above: u64| {
         let mut db = database.write().await;
         let above = Generation::from(above);
-        devices::raise_generation(&mut db, &shops.tenant, &device_id(1), above)
+        devices::raise_generation(&mut db, &shops, &device_id(1), above)
             .await
             .unwrap();
         db.commit().await.unwrap();
@@ -536,7 +528,7 @@ async fn the_highest_generation_harms_nobody(database: Database) {
     for hostile in [i64::MAX as u64 - 1, i64::MAX as u64, u64::MAX] {
         let mut db = database.write().await;
         let above = Generation::from(hostile);
-        let error = devices::raise_generation(&mut db, &shops.tenant, &device_id(1), above)
+        let error = devices::raise_generation(&mut db, &shops, &device_id(1), above)
             .await
             .unwrap_err();
         assert!(

@@ -274,7 +274,7 @@ async fn everything_goes_with_the_fleet_and_nothing_else(database: Database) {
     let mut db = database.write().await;
     for (device, fleet) in [(&gone, &shops), (&stays, &boats)] {
         let desired = [(device.id.clone(), desired(1, "a"))];
-        devices::put_desired(&mut db, &fleet.tenant, &desired)
+        devices::put_desired(&mut db, fleet, &desired)
             .await
             .unwrap();
         fleets::record_revision(&mut db, fleet, &revision("a", 1, 0))

@@ -178,11 +178,11 @@ async fn use_everything(database: &Database) {
     devices::by_key(db, &shops, first.public_key).await.unwrap();
     devices::by_id(db, &first.id).await.unwrap();
     devices::find(db, &shops, &first.name).await.unwrap();
-    devices::put_desired(db, tenant, &[(device_id(1), desired(1, "a"))])
+    devices::put_desired(db, &shops, &[(device_id(1), desired(1, "a"))])
         .await
         .unwrap();
     devices::desired(db, tenant, &first.id).await.unwrap();
-    devices::raise_generation(db, tenant, &first.id, Generation::FIRST)
+    devices::raise_generation(db, &shops, &first.id, Generation::FIRST)
         .await
         .unwrap();
     devices::put_observed(db, tenant, &first.id, &report, 1)
@@ -190,10 +190,10 @@ async fn use_everything(database: &Database) {
         .unwrap();
     devices::list(db, &shops).await.unwrap();
     devices::view(db, first.clone()).await.unwrap();
-    devices::set_state(db, tenant, &ids, DeviceState::Active, "")
+    devices::set_state(db, &shops, &ids, DeviceState::Active, "")
         .await
         .unwrap();
-    devices::describe(db, tenant, &[description]).await.unwrap();
+    devices::describe(db, &shops, &[description]).await.unwrap();
     devices::set_branch_pushed(db, tenant, std::slice::from_ref(&first.id))
         .await
         .unwrap();

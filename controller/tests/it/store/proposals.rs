@@ -122,7 +122,7 @@ async fn devices_are_put_on_branches_and_taken_off(database: Database) {
             conditions: vec![Condition::holds("Proposed", "PullRequest", "waits", 1)],
         })
         .collect();
-    devices::put_waiting(&mut db, &tenant, &waiting)
+    devices::put_waiting(&mut db, &shops, &waiting)
         .await
         .unwrap();
     for view in devices::list(&mut db, &shops).await.unwrap() {
@@ -158,16 +158,15 @@ async fn only_who_waits_is_rejected(database: Database) {
         ..device(&shops, 2)
     };
     insert_devices(&database, [&device(&shops, 1), &active]).await;
-    let tenant = tenant("one");
     let rejected = [1, 2].map(|n| (device_id(n), format!("reason {n}")));
     let mut db = database.write().await;
-    devices::reject(&mut db, &tenant, &rejected).await.unwrap();
+    devices::reject(&mut db, &shops, &rejected).await.unwrap();
     let waiting = Waiting {
         id: device_id(1),
         reason: "too late".to_owned(),
         conditions: Vec::new(),
     };
-    devices::put_waiting(&mut db, &tenant, &[waiting])
+    devices::put_waiting(&mut db, &shops, &[waiting])
         .await
         .unwrap();
     let mut states = Vec::new();
@@ -186,12 +185,13 @@ async fn another_tenants_waiting_devices_cannot_be_changed(database: Database) {
     two_tenants(&database).await;
     let shops = fleet_id("one", "shops");
     insert_devices(&database, [&device(&shops, 1)]).await;
-    let stranger = tenant("two");
+    let strangers = fleet_id("two", "shops");
+    let stranger = strangers.tenant.clone();
     let mut db = database.write().await;
     let before = devices::by_id(&mut db, &device_id(1)).await.unwrap();
     let id = device_id(1);
     let rejected = [(id.clone(), "stolen".to_owned())];
-    devices::reject(&mut db, &stranger, &rejected)
+    devices::reject(&mut db, &strangers, &rejected)
         .await
         .unwrap();
     let assignment = Assignment {
@@ -210,7 +210,7 @@ async fn another_tenants_waiting_devices_cannot_be_changed(database: Database) {
         reason: "stolen".to_owned(),
         conditions: Vec::new(),
     };
-    devices::put_waiting(&mut db, &stranger, &[waiting])
+    devices::put_waiting(&mut db, &strangers, &[waiting])
         .await
         .unwrap();
     let after = devices::by_id(&mut db, &id).await.unwrap();

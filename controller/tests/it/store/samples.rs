@@ -41,6 +41,7 @@ pub fn fleet(tenant: &str, name: &str) -> Fleet {
         hosted: false,
         status: FleetStatus::default(),
         confirmed_revision: None,
+        changes: 0,
         created_at: 7,
     }
 }

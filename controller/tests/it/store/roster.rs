@@ -1,0 +1,214 @@
+//! The reconciler's roster: kept up with what changed, it is what reading all devices again would give.
+
+use std::collections::BTreeMap;
+
+use longshore_controller::{
+    reconcile::roster::Roster,
+    store::{
+        devices::{self, Description, Device, Member, Waiting},
+        fleets::{self, FleetId},
+        tokens,
+    },
+};
+use longshore_protocol::{Condition, DeviceId, Digest, api::DeviceState};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use sqlx::AnyConnection;
+use tokio::task::JoinSet;
+
+use super::{
+    contracts,
+    database::Database,
+    samples::{self, desired, device, device_id, fleet_id, token, two_tenants},
+};
+
+contracts!(
+    whatever_happens_the_roster_keeps_up,
+    writers_at_the_same_time_hide_nothing,
+    another_fleet_of_the_same_name_is_another_roster,
+);
+
+const DEVICES: u32 = 12;
+
+async fn whatever_happens_the_roster_keeps_up(database: Database) {
+    let seed: u64 = rand::random();
+    eprintln!("seed {seed}");
+    let mut chance = StdRng::seed_from_u64(seed);
+    let shops = fleet_with_a_token(&database).await;
+    let mut roster = Roster::default();
+    let mut names = 0;
+    for _ in 0..60 {
+        let mut db = database.write().await;
+        for _ in 0..chance.random_range(0..3) {
+            operate(&mut db, &shops, &mut chance, &mut names).await;
+        }
+        if chance.random_bool(0.8) {
+            db.commit().await.unwrap();
+        } else {
+            drop(db);
+        }
+        if chance.random_bool(0.5) {
+            refresh(&mut roster, &database, &shops).await;
+            assert_eq!(members(&roster), afresh(&database, &shops).await);
+        }
+    }
+}
+
+async fn writers_at_the_same_time_hide_nothing(database: Database) {
+    let seed: u64 = rand::random();
+    eprintln!("seed {seed}");
+    let shops = fleet_with_a_token(&database).await;
+    let mut writers = JoinSet::new();
+    for n in 0..4 {
+        let (database, shops) = (database.clone(), shops.clone());
+        writers.spawn(async move {
+            let mut chance = StdRng::seed_from_u64(seed.wrapping_add(n));
+            let mut names = 1000 * u32::try_from(n).unwrap();
+            for _ in 0..15 {
+                let mut db = database.write().await;
+                operate(&mut db, &shops, &mut chance, &mut names).await;
+                db.commit().await.unwrap();
+            }
+        });
+    }
+    let mut roster = Roster::default();
+    while !writers.is_empty() {
+        refresh(&mut roster, &database, &shops).await;
+        while let Some(ended) = writers.try_join_next() {
+            ended.unwrap();
+        }
+        tokio::task::yield_now().await;
+    }
+    refresh(&mut roster, &database, &shops).await;
+    assert_eq!(members(&roster), afresh(&database, &shops).await);
+}
+
+async fn another_fleet_of_the_same_name_is_another_roster(database: Database) {
+    let shops = fleet_with_a_token(&database).await;
+    let mut db = database.write().await;
+    devices::insert(&mut db, &device(&shops, 1)).await.unwrap();
+    db.commit().await.unwrap();
+    let mut roster = Roster::default();
+    refresh(&mut roster, &database, &shops).await;
+    assert_eq!(members(&roster).len(), 1);
+
+    let mut db = database.write().await;
+    fleets::delete(&mut db, &shops).await.unwrap();
+    let anew = fleets::Fleet {
+        created_at: 8,
+        ..samples::fleet("one", "shops")
+    };
+    fleets::insert(&mut db, &anew).await.unwrap();
+    for n in 2..9 {
+        devices::insert(&mut db, &device(&shops, n)).await.unwrap();
+    }
+    db.commit().await.unwrap();
+    refresh(&mut roster, &database, &shops).await;
+    assert_eq!(members(&roster), afresh(&database, &shops).await);
+}
+
+async fn fleet_with_a_token(database: &Database) -> FleetId {
+    two_tenants(database).await;
+    let shops = fleet_id("one", "shops");
+    let mut db = database.write().await;
+    tokens::insert(&mut db, &token(&shops, 1), Digest::of(b"secret"))
+        .await
+        .unwrap();
+    db.commit().await.unwrap();
+    shops
+}
+
+/// One write that the reconciler has to learn of, or none.
+async fn operate(db: &mut AnyConnection, shops: &FleetId, chance: &mut StdRng, names: &mut u32) {
+    let id = device_id(chance.random_range(0..DEVICES));
+    let ids = [id.clone()];
+    let value = chance.random_range(0..1000_u64);
+    let condition = Condition::holds("Rendered", "Built", value.to_string(), 1);
+    *names += 1;
+    match chance.random_range(0..8) {
+        0 | 1 => insert(db, shops, &id, *names).await,
+        2 => devices::set_state(db, shops, &ids, DeviceState::Active, "approved")
+            .await
+            .unwrap(),
+        3 if value < 300 => {
+            devices::set_state(db, shops, &ids, DeviceState::Decommissioned, "gone")
+                .await
+                .unwrap();
+        }
+        4 => {
+            let description = Description {
+                id,
+                name: format!("name-{names}").parse().unwrap(),
+                labels: BTreeMap::from([("value".to_owned(), value.to_string())]),
+                conditions: vec![condition],
+            };
+            devices::describe(db, shops, &[description]).await.unwrap();
+        }
+        5 => {
+            if devices::by_id(db, &id).await.unwrap().is_some() {
+                let moves = [(id, desired(value + 1, &value.to_string()))];
+                devices::put_desired(db, shops, &moves).await.unwrap();
+            }
+        }
+        6 => devices::raise_generation(db, shops, &id, value.into())
+            .await
+            .unwrap(),
+        7 if value < 300 => devices::reject(db, shops, &[(id, "rejected".to_owned())])
+            .await
+            .unwrap(),
+        _ => {
+            let waiting = Waiting {
+                id,
+                reason: "waits".to_owned(),
+                conditions: vec![condition],
+            };
+            devices::put_waiting(db, shops, &[waiting]).await.unwrap();
+        }
+    }
+}
+
+async fn insert(db: &mut AnyConnection, shops: &FleetId, id: &DeviceId, name: u32) {
+    if devices::by_id(db, id).await.unwrap().is_some() {
+        return;
+    }
+    // Another writer may be about to insert it, too; then this one is the device with another name and key.
+    let new = Device {
+        id: id.clone(),
+        ..device(shops, 10_000 + name)
+    };
+    let mut savepoint = sqlx::Connection::begin(db).await.unwrap();
+    if devices::insert(&mut savepoint, &new).await.is_ok() {
+        savepoint.commit().await.unwrap();
+    }
+}
+
+async fn refresh(roster: &mut Roster, database: &Database, fleet: &FleetId) {
+    let mut db = database.read().await;
+    let row = fleets::find(&mut db, fleet).await.unwrap().unwrap();
+    roster.refresh(&mut db, &row).await.unwrap();
+}
+
+fn members(roster: &Roster) -> Vec<Member> {
+    roster.members().map(|member| (**member).clone()).collect()
+}
+
+/// What the list of all devices says, which knows no stamps.
+async fn afresh(database: &Database, fleet: &FleetId) -> Vec<Member> {
+    let mut db = database.read().await;
+    let mut members: Vec<_> = devices::list(&mut db, fleet)
+        .await
+        .unwrap()
+        .into_iter()
+        .filter(|view| [DeviceState::Pending, DeviceState::Active].contains(&view.device.state))
+        .map(|view| Member {
+            id: view.device.id,
+            name: view.device.name,
+            public_key: view.device.public_key,
+            state: view.device.state,
+            labels: view.device.labels,
+            conditions: view.device.conditions,
+            target: view.desired.map(|desired| desired.target),
+        })
+        .collect();
+    members.sort_by(|one, other| one.id.cmp(&other.id));
+    members
+}
