@@ -1,8 +1,11 @@
 //! The builds under way: every input key at most once, and nobody waits for them.
 //!
-//! Whoever needs a key asks [`Builds::start`] and looks into the store. When the build is done, its result is
-//! in the store and those who asked are poked. So a build that hangs holds up nothing but its own devices, and a
-//! restart loses nothing but the builds under way.
+//! Whoever needs builds is an [`Asker`]. It asks for keys with [`Asker::start`] and looks into the store. When a
+//! build is done, its result is in the store and its askers are poked. So a build that hangs holds up nothing but
+//! its own devices, and a restart loses nothing but the builds under way.
+//!
+//! A build that does not run yet waits in the [`Queue`], which says whose turn it is. What no asker wants any more
+//! ([`Asker::keep_only`]) leaves it: a commit that was replaced is not built to its end.
 //!
 //! Failures that would come again (a broken overlay) are stored like results. Others (a timeout, a full disk)
 //! are remembered here, and tried again after a pause that doubles.
@@ -11,23 +14,24 @@
 
 pub mod ensure;
 pub mod outcome;
+mod queue;
 mod scrub;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    collections::{BTreeSet, HashMap, HashSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use longshore_fleet::{Closure, InputKey, Render, RenderError, Tree};
 use longshore_protocol::TenantName;
-use tokio::{
-    sync::{Notify, Semaphore},
-    time::Instant,
-};
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info, info_span, warn};
 
+pub use self::queue::Purpose;
+use self::queue::{AskerId, Key, Queue};
 use crate::{
     clock,
     error::chain,
@@ -37,8 +41,8 @@ use crate::{
 
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_mins(10);
-
-type Key = (TenantName, InputKey);
+/// An asker that waits for many builds is poked this often at most, but for the last one.
+const BETWEEN_POKES: Duration = Duration::from_millis(200);
 
 /// How a build stands that has no result in the store.
 #[derive(Clone, Debug)]
@@ -54,13 +58,6 @@ pub enum Standing {
     },
 }
 
-#[derive(Debug)]
-struct Job {
-    waiting: Vec<Weak<Notify>>,
-    running: bool,
-    failure: Option<(String, Instant, Duration)>,
-}
-
 /// The builds under way of all fleets.
 #[derive(Clone, Debug)]
 pub struct Builds {
@@ -68,9 +65,157 @@ pub struct Builds {
     store: Store,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
-    under_way: Arc<Mutex<HashMap<Key, Job>>>,
-    /// The places of builds that somebody waits for.
-    waited_for: Arc<Semaphore>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    jobs: HashMap<Key, Job>,
+    askers: HashMap<AskerId, Asking>,
+    last_asker: u64,
+}
+
+struct Job {
+    closure: Arc<Closure>,
+    tree: Arc<dyn Tree>,
+    askers: BTreeSet<AskerId>,
+    phase: Phase,
+    failure: Option<Failure>,
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("overlay", &self.closure.overlay)
+            .field("askers", &self.askers)
+            .field("phase", &self.phase)
+            .field("failure", &self.failure)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It has failed, and is not tried again yet.
+    Idle,
+    /// It is in its askers' lines.
+    Waiting,
+    /// It runs, or is being stored.
+    Running,
+}
+
+#[derive(Clone, Debug)]
+struct Failure {
+    message: String,
+    until: Instant,
+    pause: Duration,
+}
+
+/// What is known of an asker.
+#[derive(Debug)]
+struct Asking {
+    purpose: Purpose,
+    keys: HashSet<InputKey>,
+    done: Arc<Notify>,
+    poked: Option<Instant>,
+    /// Whether a task is there that will poke it.
+    will_be_poked: bool,
+}
+
+/// One who needs builds: a fleet's reconciler, a preview. When it is dropped, it needs none any more.
+#[derive(Debug)]
+pub struct Asker {
+    builds: Builds,
+    tenant: TenantName,
+    id: AskerId,
+}
+
+/// A place among the builds that run, given back when dropped.
+struct Place<'a> {
+    builds: &'a Builds,
+    key: &'a Key,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.builds.state();
+        state.queue.done(self.key);
+        self.builds.dispatch(&mut state);
+    }
+}
+
+impl Asker {
+    /// Makes sure that the closure is being built, unless a failure's pause is not over. The asker is poked when
+    /// there is something to see.
+    pub fn start(&self, closure: &Arc<Closure>, tree: &Arc<dyn Tree>) -> Standing {
+        let key = (self.tenant.clone(), closure.key);
+        let mut guard = self.builds.state();
+        let state = &mut *guard;
+        let Some(asking) = state.askers.get_mut(&self.id) else {
+            return Standing::UnderWay;
+        };
+        let job = state.jobs.entry(key.clone()).or_insert_with(|| Job {
+            closure: closure.clone(),
+            tree: tree.clone(),
+            askers: BTreeSet::new(),
+            phase: Phase::Idle,
+            failure: None,
+        });
+        job.askers.insert(self.id);
+        asking.keys.insert(closure.key);
+        let paused = job.phase == Phase::Idle
+            && job
+                .failure
+                .as_ref()
+                .is_some_and(|failure| Instant::now() < failure.until);
+        if job.phase == Phase::Idle && !paused {
+            job.phase = Phase::Waiting;
+        }
+        if job.phase == Phase::Waiting {
+            state.queue.add(self.id, asking.purpose, &key);
+        }
+        let standing = match &job.failure {
+            Some(failure) => Standing::Failed {
+                message: failure.message.clone(),
+                again: !paused,
+            },
+            None => Standing::UnderWay,
+        };
+        self.builds.dispatch(state);
+        standing
+    }
+
+    /// Withdraws what was asked for and is not among `keys`, unless it runs already.
+    pub fn keep_only(&self, keys: &HashSet<InputKey>) {
+        let mut state = self.builds.state();
+        let Some(asking) = state.askers.get_mut(&self.id) else {
+            return;
+        };
+        let unwanted: Vec<_> = asking.keys.extract_if(|key| !keys.contains(key)).collect();
+        for key in unwanted {
+            state.withdraw(self.id, &(self.tenant.clone(), key));
+        }
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.keep_only(&HashSet::new());
+        self.builds.state().askers.remove(&self.id);
+    }
+}
+
+impl State {
+    fn withdraw(&mut self, asker: AskerId, key: &Key) {
+        self.queue.withdraw(asker, key);
+        if let Some(job) = self.jobs.get_mut(key) {
+            job.askers.remove(&asker);
+            if job.askers.is_empty() && job.phase != Phase::Running {
+                self.jobs.remove(key);
+            }
+        }
+    }
 }
 
 impl Builds {
@@ -81,15 +226,18 @@ impl Builds {
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
     ) -> Self {
-        // The other half of the places is for the reconcilers alone.
-        let waited_for = (render.parallelism() / 2).max(1);
+        let state = State {
+            queue: Queue::new(render.parallelism()),
+            jobs: HashMap::new(),
+            askers: HashMap::new(),
+            last_asker: 0,
+        };
         Self {
             render,
             store,
             metrics,
             tasks,
-            under_way: Arc::default(),
-            waited_for: Arc::new(Semaphore::new(waited_for)),
+            state: Arc::new(Mutex::new(state)),
         }
     }
 
@@ -98,59 +246,62 @@ impl Builds {
         self.render.identity()
     }
 
-    /// Makes sure that the closure is being built, unless a failure's pause is not over; `done` is poked when
-    /// there is something to see.
-    pub fn start(
-        &self,
-        tenant: &TenantName,
-        closure: &Arc<Closure>,
-        tree: &Arc<dyn Tree>,
-        done: &Arc<Notify>,
-    ) -> Standing {
-        let key = (tenant.clone(), closure.key);
-        let mut builds = self
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let build = builds.entry(key.clone()).or_insert_with(|| Job {
-            waiting: Vec::new(),
-            running: false,
-            failure: None,
-        });
-        build.waiting.retain(|waiting| waiting.strong_count() > 0);
-        let done = Arc::downgrade(done);
-        if !build.waiting.iter().any(|waiting| waiting.ptr_eq(&done)) {
-            build.waiting.push(done);
-        }
-        let paused = !build.running
-            && build
-                .failure
-                .as_ref()
-                .is_some_and(|(_, until, _)| Instant::now() < *until);
-        let standing = match &build.failure {
-            Some((message, _, _)) => Standing::Failed {
-                message: message.clone(),
-                again: !paused,
-            },
-            None => Standing::UnderWay,
+    /// One who will ask for builds of a tenant, and is poked through `done`.
+    pub fn asker(&self, tenant: &TenantName, purpose: Purpose, done: &Arc<Notify>) -> Asker {
+        let mut state = self.state();
+        state.last_asker += 1;
+        let id = AskerId(state.last_asker);
+        let asking = Asking {
+            purpose,
+            keys: HashSet::new(),
+            done: done.clone(),
+            poked: None,
+            will_be_poked: false,
         };
-        if !build.running && !paused {
-            build.running = true;
-            let (this, closure, tree) = (self.clone(), closure.clone(), tree.clone());
-            let span = info_span!("render", %tenant, overlay = %closure.overlay);
+        state.askers.insert(id, asking);
+        Asker {
+            builds: self.clone(),
+            tenant: tenant.clone(),
+            id,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs what has its turn.
+    fn dispatch(&self, state: &mut State) {
+        while let Some(key) = state.queue.next() {
+            let Some(job) = state.jobs.get_mut(&key) else {
+                // Who withdraws the last wish for a job takes it out of the queue, too.
+                state.queue.done(&key);
+                continue;
+            };
+            job.phase = Phase::Running;
+            let (this, closure, tree) = (self.clone(), job.closure.clone(), job.tree.clone());
+            let span = info_span!("render", tenant = %key.0, overlay = %closure.overlay);
             self.tasks
                 .spawn(async move { this.build(key, closure, tree).await }.instrument(span));
         }
-        standing
+        let (running, waiting) = (state.queue.running(), state.queue.waiting());
+        self.metrics.builds_running.set(signed(running));
+        self.metrics.builds_waiting.set(signed(waiting));
     }
 
     async fn build(&self, key: Key, closure: Arc<Closure>, tree: Arc<dyn Tree>) {
+        let place = Place {
+            builds: self,
+            key: &key,
+        };
         if self.is_known(&key).await {
             // It ended between the asker's look into the store and its asking.
             return self.finish(&key, None);
         }
         let started = Instant::now();
         let result = self.render.render(&tree, &closure).await;
+        // The next one runs while this one is stored.
+        drop(place);
         let elapsed = started.elapsed();
         self.metrics.renders.inc();
         self.metrics.render_seconds.observe(elapsed.as_secs_f64());
@@ -212,60 +363,93 @@ impl Builds {
     }
 
     fn finish(&self, key: &Key, failure: Option<String>) {
-        let mut builds = self
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let waiting = match failure {
-            None => builds
-                .remove(key)
-                .map(|build| build.waiting)
-                .unwrap_or_default(),
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(job) = state.jobs.get_mut(key) else {
+            return;
+        };
+        let askers = job.askers.clone();
+        match failure {
+            None => {
+                state.jobs.remove(key);
+                for asker in &askers {
+                    if let Some(asking) = state.askers.get_mut(asker) {
+                        asking.keys.remove(&key.1);
+                    }
+                }
+            }
+            Some(_) if askers.is_empty() => {
+                state.jobs.remove(key);
+            }
             Some(message) => {
-                let Some(build) = builds.get_mut(key) else {
-                    return;
-                };
-                let pause = build
-                    .failure
-                    .as_ref()
-                    .map_or(FIRST_PAUSE, |(_, _, pause)| (*pause * 2).min(LONGEST_PAUSE));
-                build.running = false;
-                build.failure = Some((message, Instant::now() + pause, pause));
+                let pause = job.failure.as_ref().map_or(FIRST_PAUSE, |failure| {
+                    (failure.pause * 2).min(LONGEST_PAUSE)
+                });
+                job.phase = Phase::Idle;
+                job.failure = Some(Failure {
+                    message,
+                    until: Instant::now() + pause,
+                    pause,
+                });
                 let (this, key) = (self.clone(), key.clone());
                 self.tasks.spawn(async move {
                     tokio::time::sleep(pause).await;
                     this.remind(&key);
                 });
-                build.waiting.clone()
             }
-        };
-        drop(builds);
-        poke(&waiting);
+        }
+        self.poke(state, &askers);
     }
 
-    /// Tells those who still wait that a failure's pause is over; a build that nobody waits for is forgotten.
+    /// Tells those who still wait that a failure's pause is over.
     fn remind(&self, key: &Key) {
-        let mut builds = self
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(build) = builds.get_mut(key).filter(|build| !build.running) else {
-            return;
-        };
-        build.waiting.retain(|waiting| waiting.strong_count() > 0);
-        let waiting = build.waiting.clone();
-        if waiting.is_empty() {
-            builds.remove(key);
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if let Some(job) = state.jobs.get(key)
+            && job.phase == Phase::Idle
+        {
+            let askers = job.askers.clone();
+            self.poke(state, &askers);
         }
-        drop(builds);
-        poke(&waiting);
+    }
+
+    /// Pokes at once where nothing else is awaited or the last poke is long ago, else a little later.
+    fn poke(&self, state: &mut State, askers: &BTreeSet<AskerId>) {
+        for id in askers {
+            let Some(asking) = state.askers.get_mut(id) else {
+                continue;
+            };
+            let next = asking.poked.map(|poked| poked + BETWEEN_POKES);
+            match next.filter(|next| Instant::now() < *next && !asking.keys.is_empty()) {
+                None => asking.poke(),
+                Some(_) if asking.will_be_poked => {}
+                Some(next) => {
+                    asking.will_be_poked = true;
+                    let (this, id) = (self.clone(), *id);
+                    self.tasks.spawn(async move {
+                        tokio::time::sleep_until(next).await;
+                        if let Some(asking) = this.state().askers.get_mut(&id)
+                            && asking.will_be_poked
+                        {
+                            asking.poke();
+                        }
+                    });
+                }
+            }
+        }
     }
 }
 
-fn poke(waiting: &[Weak<Notify>]) {
-    for waiting in waiting.iter().filter_map(Weak::upgrade) {
-        waiting.notify_one();
+impl Asking {
+    fn poke(&mut self) {
+        self.will_be_poked = false;
+        self.poked = Some(Instant::now());
+        self.done.notify_one();
     }
+}
+
+fn signed(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// What may be told of a failure: one line, of bounded length, without the secrets that the build read.
@@ -283,3 +467,6 @@ fn in_one_line(error: &RenderError) -> String {
         .collect::<Vec<_>>()
         .join(" ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,10 @@ pub struct Metrics {
     pub renders: Counter,
     /// How long builds took, in seconds.
     pub render_seconds: Histogram,
+    /// Builds that run.
+    pub builds_running: Gauge,
+    /// Builds that wait for their turn.
+    pub builds_waiting: Gauge,
     /// Passes of reconcilers.
     pub reconciliations: Counter,
     /// How long passes took, in seconds.
@@ -51,11 +55,12 @@ impl Default for Metrics {
                 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
             ])
         };
-        let mut registry = Registry::with_prefix("longshore");
-        let metrics = Self {
-            registry: Registry::default(),
+        let mut metrics = Self {
+            registry: Registry::with_prefix("longshore"),
             renders: Counter::default(),
             render_seconds: seconds(),
+            builds_running: Gauge::default(),
+            builds_waiting: Gauge::default(),
             reconciliations: Counter::default(),
             reconcile_seconds: seconds(),
             desired_changes: Counter::default(),
@@ -70,77 +75,85 @@ impl Default for Metrics {
             pushes_refused: Counter::default(),
             resident_memory: Gauge::default(),
         };
-        registry.register(
-            "renders",
-            "Kustomize builds that ran",
-            metrics.renders.clone(),
-        );
-        registry.register(
-            "render_seconds",
-            "Time of one kustomize build",
-            metrics.render_seconds.clone(),
-        );
-        registry.register(
-            "reconciliations",
-            "Passes of the fleets' reconcilers",
-            metrics.reconciliations.clone(),
-        );
-        registry.register(
-            "reconcile_seconds",
-            "Time of one pass",
-            metrics.reconcile_seconds.clone(),
-        );
-        registry.register(
-            "desired_changes",
-            "Changes of devices' desired states",
-            metrics.desired_changes.clone(),
-        );
-        registry.register("sessions", "Connected devices", metrics.sessions.clone());
-        registry.register("deltas", "Deltas sent to devices", metrics.deltas.clone());
-        registry.register("offers", "Offers sent to devices", metrics.offers.clone());
-        registry.register(
-            "manifest_bytes",
-            "Bytes of manifests sent to devices",
-            metrics.manifest_bytes.clone(),
-        );
-        registry.register(
-            "enrollments",
-            "Devices that enrolled",
-            metrics.enrollments.clone(),
-        );
-        registry.register(
-            "enrollments_refused",
-            "Enrollment calls that were refused",
-            metrics.enrollments_refused.clone(),
-        );
-        registry.register(
-            "webhooks",
-            "Webhook calls by host and outcome",
-            metrics.webhooks.clone(),
-        );
-        registry.register(
-            "pushes",
-            "Pushes to hosted repos that were accepted",
-            metrics.pushes.clone(),
-        );
-        registry.register(
-            "pushes_refused",
-            "Pushes to hosted repos that were refused",
-            metrics.pushes_refused.clone(),
-        );
-        registry.register(
-            "resident_memory_bytes",
-            "Resident memory of the controller",
-            metrics.resident_memory.clone(),
-        );
-        Self {
-            registry,
-            ..metrics
-        }
+        metrics.register();
+        metrics
     }
 }
 
 impl Metrics {
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("renders", "Kustomize builds that ran", self.renders.clone());
+        registry.register(
+            "render_seconds",
+            "Time of one kustomize build",
+            self.render_seconds.clone(),
+        );
+        registry.register(
+            "builds_running",
+            "Kustomize builds that run",
+            self.builds_running.clone(),
+        );
+        registry.register(
+            "builds_waiting",
+            "Kustomize builds that wait for their turn",
+            self.builds_waiting.clone(),
+        );
+        registry.register(
+            "reconciliations",
+            "Passes of the fleets' reconcilers",
+            self.reconciliations.clone(),
+        );
+        registry.register(
+            "reconcile_seconds",
+            "Time of one pass",
+            self.reconcile_seconds.clone(),
+        );
+        registry.register(
+            "desired_changes",
+            "Changes of devices' desired states",
+            self.desired_changes.clone(),
+        );
+        registry.register("sessions", "Connected devices", self.sessions.clone());
+        registry.register("deltas", "Deltas sent to devices", self.deltas.clone());
+        registry.register("offers", "Offers sent to devices", self.offers.clone());
+        registry.register(
+            "manifest_bytes",
+            "Bytes of manifests sent to devices",
+            self.manifest_bytes.clone(),
+        );
+        registry.register(
+            "enrollments",
+            "Devices that enrolled",
+            self.enrollments.clone(),
+        );
+        registry.register(
+            "enrollments_refused",
+            "Enrollment calls that were refused",
+            self.enrollments_refused.clone(),
+        );
+        registry.register(
+            "webhooks",
+            "Webhook calls by host and outcome",
+            self.webhooks.clone(),
+        );
+        registry.register(
+            "pushes",
+            "Pushes to hosted repos that were accepted",
+            self.pushes.clone(),
+        );
+        registry.register(
+            "pushes_refused",
+            "Pushes to hosted repos that were refused",
+            self.pushes_refused.clone(),
+        );
+        registry.register(
+            "resident_memory_bytes",
+            "Resident memory of the controller",
+            self.resident_memory.clone(),
+        );
+    }
+
     /// The text that Prometheus reads.
     pub fn text(&self) -> String {
         if let Some(bytes) = resident_bytes() {

@@ -33,7 +33,7 @@ use tracing::error;
 
 use self::execute::Execution;
 use crate::{
-    builds::Builds,
+    builds::{Asker, Builds, Purpose},
     clock,
     error::chain,
     hub::Hub,
@@ -103,6 +103,7 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Reconciler {
     parts: Parts,
+    asker: Asker,
     reader: Reader,
     closures: ClosureCache,
     read: Option<Arc<Reading>>,
@@ -130,7 +131,9 @@ impl std::fmt::Debug for Reading {
 impl Reconciler {
     /// A reconciler that has seen nothing yet.
     pub fn new(parts: Parts) -> Self {
+        let tenant = &parts.fleet.tenant;
         Self {
+            asker: parts.builds.asker(tenant, Purpose::Devices, &parts.poke),
             parts,
             reader: Reader::new(),
             closures: ClosureCache::default(),

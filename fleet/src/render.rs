@@ -39,7 +39,7 @@ pub trait Render: fmt::Debug + Send + Sync {
     /// every [`InputKey`](crate::InputKey).
     fn identity(&self) -> &str;
 
-    /// How many builds run at once; further ones wait.
+    /// How many builds should run at once. Who calls keeps to it.
     fn parallelism(&self) -> usize {
         1
     }
@@ -54,7 +54,7 @@ pub trait Render: fmt::Debug + Send + Sync {
 pub struct RenderSettings {
     /// The program, `kustomize` or `kubectl`; where it is not given, `PATH` is searched for either.
     pub program: Option<PathBuf>,
-    /// How many builds run at once.
+    /// How many builds should run at once. Who calls keeps to it.
     pub parallelism: usize,
     /// How long one build may take.
     pub timeout: Duration,

@@ -1,13 +1,12 @@
-//! Builds that somebody waits for, such as a preview's: a few at a time, so that they never starve the reconcilers.
+//! Builds that somebody waits for, such as a preview's.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use longshore_fleet::{Closure, InputKey, Tree};
 use longshore_protocol::TenantName;
 use tokio::sync::Notify;
 
-use super::{Builds, Standing};
+use super::{Builds, Purpose, Standing};
 use crate::store::{
     StoreError,
     content::{self, Build},
@@ -63,7 +62,7 @@ pub enum EnsureError {
 impl Builds {
     /// Builds what is not in the store, and tells how each of `wanted` ended, once all have.
     ///
-    /// Dropping the future starts no further builds; those under way go on, for whoever else needs them.
+    /// Dropping the future starts no further builds; those that run go on.
     ///
     /// # Errors
     /// Where `limits` are reached, or the store fails.
@@ -86,14 +85,8 @@ impl Builds {
                 limit: limits.builds,
             });
         }
-        let waits: Vec<_> = missing
-            .into_values()
-            .map(|wanted| self.wait_for(tenant, wanted))
-            .collect();
-        let waited_for = stream::iter(waits)
-            .buffer_unordered(limits.builds.max(1))
-            .try_collect::<Vec<_>>();
-        let fresh = tokio::time::timeout(limits.time, waited_for)
+        let waited_for = tokio::time::timeout(limits.time, self.wait_for(tenant, missing));
+        let fresh = waited_for
             .await
             .map_err(|_elapsed| EnsureError::TooLong { limit: limits.time })??;
         ended.extend(fresh);
@@ -103,22 +96,27 @@ impl Builds {
     async fn wait_for(
         &self,
         tenant: &TenantName,
-        (closure, tree): Wanted,
-    ) -> Result<(InputKey, Ended), StoreError> {
-        let key = closure.key;
-        // A closed semaphore would only mean that nobody has to wait.
-        let _place = self.waited_for.acquire().await;
+        mut missing: BTreeMap<InputKey, Wanted>,
+    ) -> Result<BTreeMap<InputKey, Ended>, StoreError> {
         let done = Arc::new(Notify::new());
+        let asker = self.asker(tenant, Purpose::Preview, &done);
+        let mut ended = BTreeMap::new();
         loop {
-            match self.start(tenant, &closure, &tree, &done) {
-                Standing::UnderWay | Standing::Failed { again: true, .. } => {}
-                Standing::Failed { message, .. } => return Ok((key, Ended::FailedNow(message))),
+            missing.retain(|key, (closure, tree)| match asker.start(closure, tree) {
+                Standing::UnderWay | Standing::Failed { again: true, .. } => true,
+                Standing::Failed { message, .. } => {
+                    ended.insert(*key, Ended::FailedNow(message));
+                    false
+                }
+            });
+            if missing.is_empty() {
+                return Ok(ended);
             }
             done.notified().await;
-            let mut known = self.ended(tenant, &[key]).await?;
-            if let Some(ended) = known.remove(&key) {
-                return Ok((key, ended));
-            }
+            let keys: Vec<_> = missing.keys().copied().collect();
+            let known = self.ended(tenant, &keys).await?;
+            missing.retain(|key, _| !known.contains_key(key));
+            ended.extend(known);
         }
     }
 

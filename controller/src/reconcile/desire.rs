@@ -12,7 +12,7 @@ use std::{
 use longshore_fleet::{Closures, DeviceSpec, Fleet, InputKey, OverlayClosures, RepoPath};
 use longshore_protocol::{Condition, DeviceId, ManifestSet, Object, condition};
 
-use super::{Parts, Reading, ReconcileError, Reconciler, approve::by_key, blocking};
+use super::{Reading, ReconcileError, Reconciler, approve::by_key, blocking};
 use crate::{
     builds::{
         Standing,
@@ -193,6 +193,7 @@ impl Reconciler {
             .values()
             .filter_map(|closure| Some(closure.as_ref().ok()?.key))
             .collect();
+        self.asker.keep_only(&keys);
         let known = &mut self.desires.builds;
         known.retain(|key, _| keys.contains(key));
         let missing: Vec<_> = keys
@@ -261,26 +262,18 @@ impl Reconciler {
             return Ok(set.clone());
         }
         let Some(built) = self.desires.builds.get(&closure.key) else {
-            let Parts {
-                builds,
-                fleet,
-                poke,
-                ..
-            } = &self.parts;
-            return Err(
-                match builds.start(&fleet.tenant, closure, &reading.tree, poke) {
-                    Standing::UnderWay => Trouble {
-                        reason: BUILDING,
-                        message: "the overlay is being built".to_owned(),
-                        is_problem: false,
-                    },
-                    Standing::Failed { message, .. } => Trouble {
-                        reason: "BuildFailed",
-                        message: format!("{}: {message}", spec.overlay),
-                        is_problem: true,
-                    },
+            return Err(match self.asker.start(closure, &reading.tree) {
+                Standing::UnderWay => Trouble {
+                    reason: BUILDING,
+                    message: "the overlay is being built".to_owned(),
+                    is_problem: false,
                 },
-            );
+                Standing::Failed { message, .. } => Trouble {
+                    reason: "BuildFailed",
+                    message: format!("{}: {message}", spec.overlay),
+                    is_problem: true,
+                },
+            });
         };
         match &**built {
             Built::Plain(set) => Ok(set.clone()),

@@ -1,4 +1,4 @@
-//! Running builds, a bounded number at a time.
+//! Running builds.
 
 use std::{
     ffi::OsString,
@@ -14,7 +14,6 @@ use longshore_protocol::Object;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     net::unix::pipe,
-    sync::Semaphore,
     task, time,
 };
 
@@ -34,7 +33,7 @@ const MAX_MESSAGE: usize = 4 * 1024;
 /// `SIGXCPU`: the limit on processor time was reached.
 const CPU_TIME_EXCEEDED: i32 = 24;
 
-/// Renders with a kustomize process per build, several at once.
+/// Renders with a kustomize process per build.
 #[derive(Debug)]
 pub struct Kustomize {
     settings: RenderSettings,
@@ -43,7 +42,6 @@ pub struct Kustomize {
     identity: String,
     scratch: std::path::PathBuf,
     sandbox: Arc<Sandbox>,
-    places: Semaphore,
 }
 
 struct Finished {
@@ -75,7 +73,6 @@ impl Kustomize {
             .chain([program.path.clone()])
             .collect();
         let mut kustomize = Self {
-            places: Semaphore::new(settings.parallelism.clamp(1, Semaphore::MAX_PERMITS)),
             sandbox: Arc::new(Sandbox::new(landlock, readable)),
             version: String::new(),
             identity: String::new(),
@@ -142,11 +139,6 @@ impl Kustomize {
         tree: Arc<dyn Tree>,
         closure: &Closure,
     ) -> Result<Vec<Object>, RenderError> {
-        let _place = self
-            .places
-            .acquire()
-            .await
-            .map_err(|closed| environment("wait for other builds")(io::Error::other(closed)))?;
         self.program.check().map_err(environment("use kustomize"))?;
         let files = closure.files.clone();
         let scratch = self.scratch.clone();

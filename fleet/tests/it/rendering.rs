@@ -344,24 +344,6 @@ async fn processor_time_is_bounded() {
 }
 
 #[tokio::test]
-async fn only_so_many_builds_run_at_once() {
-    let programs = Repo::new();
-    let settings = RenderSettings {
-        parallelism: 2,
-        ..RenderSettings::default()
-    };
-    let renderer = fake(&programs, "sleep 0.2", settings).await;
-    let repo = simple();
-    let started = Instant::now();
-    let one = || render(&renderer, &repo, "o");
-    let (a, b, c, d) = tokio::join!(one(), one(), one(), one());
-    for result in [a, b, c, d] {
-        assert_eq!(result.unwrap(), []);
-    }
-    assert!(started.elapsed() >= Duration::from_millis(400));
-}
-
-#[tokio::test]
 async fn output_that_is_not_objects() {
     let programs = Repo::new();
     for (script, expected) in [

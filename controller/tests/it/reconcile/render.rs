@@ -70,6 +70,10 @@ impl Render for Builder {
         "the tests' builder"
     }
 
+    fn parallelism(&self) -> usize {
+        100
+    }
+
     fn render<'a>(&'a self, tree: &'a Arc<dyn Tree>, closure: &'a Closure) -> RenderFuture<'a> {
         Box::pin(async move {
             let overlay = closure.overlay.as_str();
