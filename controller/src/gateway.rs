@@ -8,6 +8,8 @@
 //! active device; that is looked up at every connect, and a poke looks it up again, so a cut-off takes effect at
 //! once. One task per connection; a peer that does not read is cut off when its frame does not get through.
 
+mod lookups;
+mod recorder;
 mod session;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -17,10 +19,15 @@ use http::{
     header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, SEC_WEBSOCKET_PROTOCOL},
 };
 use longshore_protocol::{
+    DeviceId,
     api::{DeviceState, EDGE_PATH, EnrollRejected, SUBPROTOCOL},
     message::MAX_DEVICE_FRAME,
 };
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::Semaphore,
+    time::{MissedTickBehavior, interval, timeout},
+};
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::{
     WebSocketStream, accept_hdr_async_with_config,
@@ -30,20 +37,18 @@ use tokio_tungstenite::{
     },
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument as _, debug, info_span, warn};
+use tracing::{debug, warn};
+
+use self::session::Session;
+pub use self::{lookups::Lookups, recorder::Recorder};
 
 use crate::{
     ca::{Ca, identity_of},
     error::chain,
-    fleets::Fleets,
     hub::Hub,
     metrics::Metrics,
-    replica::ReplicaId,
     secret::Keyring,
-    store::{
-        Store,
-        devices::{self, Device},
-    },
+    store::{Store, devices::Standing},
     tls::TlsListener,
 };
 
@@ -51,19 +56,24 @@ const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
 /// How many devices are served at once; further ones wait.
 const MAX_SESSIONS: usize = 50_000;
 /// The WebSocket library's default of 128 KiB per connection would be 1.3 GB for 10,000 devices.
-const BUFFER: usize = 4 * 1024;
+const BUFFER: usize = 1024;
+
+/// How often the hub looks at all sessions, at most.
+const SWEEP: Duration = Duration::from_secs(5);
+/// A device that is silent for this many heartbeats is gone.
+const MISSED_HEARTBEATS: u32 = 3;
 
 /// Serves devices.
 #[derive(Debug)]
 pub struct Gateway {
-    /// Which controller this is.
-    pub replica: ReplicaId,
     /// Remembers.
     pub store: Store,
     /// Knows who is connected.
     pub hub: Arc<Hub>,
-    /// Are told of what devices report.
-    pub fleets: Arc<Fleets>,
+    /// Says how devices stand.
+    pub lookups: Lookups,
+    /// Stores what devices say.
+    pub recorder: Recorder,
     /// Checks device tokens.
     pub keyring: Arc<Keyring>,
     /// Issues certificates.
@@ -72,27 +82,63 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     /// How often devices ping.
     pub heartbeat: Duration,
-    /// Ends sessions.
-    pub shutdown: CancellationToken,
 }
 
 impl Gateway {
-    /// Serves what `listener` accepts, until the shutdown.
-    pub async fn run(self: Arc<Self>, mut listener: TlsListener, tasks: TaskTracker) {
+    /// Serves what `listener` accepts, until the shutdown and the end of the last session. What devices said is
+    /// stored when this returns.
+    pub async fn run(self: Arc<Self>, listener: TlsListener) {
+        let ended = CancellationToken::new();
+        let serve = async {
+            self.accept(listener).await;
+            ended.cancel();
+        };
+        tokio::join!(
+            serve,
+            self.sweep(&ended),
+            self.lookups.run(ended.clone()),
+            self.recorder.run(ended.clone()),
+        );
+    }
+
+    async fn accept(self: &Arc<Self>, mut listener: TlsListener) {
+        let sessions = TaskTracker::new();
         let room = Arc::new(Semaphore::new(MAX_SESSIONS));
         while let Some((stream, peer)) = listener.next().await {
             let Ok(permit) = room.clone().acquire_owned().await else {
                 return;
             };
             let gateway = self.clone();
-            tasks.spawn(async move {
-                let _permit = permit;
-                gateway.serve(stream, peer).await;
+            sessions.spawn(async move {
+                // What it takes to get in is forgotten before the session begins, which lasts.
+                if let Some(mut session) = Box::pin(gateway.admit(stream, peer)).await {
+                    session.run().await;
+                }
+                drop(permit);
             });
+        }
+        self.hub.stop();
+        sessions.close();
+        sessions.wait().await;
+    }
+
+    /// Looks at all sessions every now and then, so that none of them needs a timer of its own.
+    async fn sweep(&self, ended: &CancellationToken) {
+        let mut tick = interval(SWEEP.min(self.heartbeat));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => self.hub.sweep(self.heartbeat * MISSED_HEARTBEATS),
+                () = ended.cancelled() => return,
+            }
         }
     }
 
-    async fn serve(&self, stream: TlsStream<TcpStream>, peer: SocketAddr) {
+    async fn admit(
+        self: Arc<Self>,
+        stream: TlsStream<TcpStream>,
+        peer: SocketAddr,
+    ) -> Option<Box<Session>> {
         let identity = stream
             .get_ref()
             .1
@@ -100,39 +146,26 @@ impl Gateway {
             .and_then(|chain| identity_of(chain.first()?, self.ca.trust_domain()));
         let Some(identity) = identity else {
             debug!(%peer, "a certificate of ours that is no device's");
-            return;
+            return None;
         };
-        let span = info_span!("session", tenant = %identity.tenant, id = %identity.device);
-        async {
-            let device = match self.store.read().await {
-                Ok(mut db) => devices::by_id(&mut db, &identity.device).await,
-                Err(error) => Err(error),
-            };
-            let device = match device {
-                Ok(device) => device.filter(|device| device.fleet.tenant == identity.tenant),
-                Err(error) => {
-                    warn!(
-                        error = %chain(&error),
-                        "the device cannot be looked up"
-                    );
-                    return;
-                }
-            };
-            let Some(socket) = self.upgrade(stream, device.as_ref()).await else {
-                return;
-            };
-            if let Some(device) = device {
-                session::Session::new(self, device, socket).run().await;
+        let (tenant, id) = (identity.tenant, identity.device);
+        let pokes = self.hub.pokes();
+        let standing = match self.lookups.standing(&id).await {
+            Ok(standing) => standing.filter(|standing| standing.fleet.tenant == tenant),
+            Err(error) => {
+                warn!(%tenant, %id, error = %chain(&error), "the device cannot be looked up");
+                return None;
             }
-        }
-        .instrument(span)
-        .await;
+        };
+        let socket = self.upgrade(stream, &id, standing.as_ref()).await?;
+        Some(Box::new(Session::new(self, id, standing?, pokes, socket)))
     }
 
     async fn upgrade(
         &self,
         stream: TlsStream<TcpStream>,
-        device: Option<&Device>,
+        id: &DeviceId,
+        standing: Option<&Standing>,
     ) -> Option<WebSocketStream<TlsStream<TcpStream>>> {
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER)
@@ -145,7 +178,7 @@ impl Gateway {
             reason = "the signature is the WebSocket library's"
         )]
         let check = |request: &Request, mut response: Upgrade| {
-            admit(&self.keyring, device, request)?;
+            admit(&self.keyring, id, standing, request)?;
             let protocol = HeaderValue::from_static(SUBPROTOCOL);
             response
                 .headers_mut()
@@ -174,7 +207,8 @@ impl Gateway {
 )]
 fn admit(
     keyring: &Keyring,
-    device: Option<&Device>,
+    id: &DeviceId,
+    standing: Option<&Standing>,
     request: &Request,
 ) -> Result<(), ErrorResponse> {
     if request.uri().path() != EDGE_PATH {
@@ -205,9 +239,9 @@ fn admit(
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
         .unwrap_or_default();
-    let device =
-        device.filter(|device| keyring.is_device_token(&device.id, device.public_key, token));
-    match device.map(|device| (device.state, &device.state_reason)) {
+    let standing =
+        standing.filter(|standing| keyring.is_device_token(id, standing.public_key, token));
+    match standing.map(|standing| (standing.state, &standing.state_reason)) {
         None => Err(refuse(
             StatusCode::UNAUTHORIZED,
             "unauthorized",

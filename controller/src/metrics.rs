@@ -28,6 +28,18 @@ pub struct Metrics {
     pub desired_changes: Counter,
     /// Connected devices.
     pub sessions: Gauge,
+    /// Transactions that stored what devices report.
+    pub flushes: Counter,
+    /// Such transactions that failed; what they had is tried again.
+    pub flush_failures: Counter,
+    /// Devices of which those transactions stored something.
+    pub flushed: Counter,
+    /// How long they took, in seconds.
+    pub flush_seconds: Histogram,
+    /// Statements that looked devices up, for pokes and connects.
+    pub lookups: Counter,
+    /// Devices that were looked up.
+    pub looked_up: Counter,
     /// Deltas sent.
     pub deltas: Counter,
     /// Offers sent.
@@ -65,6 +77,12 @@ impl Default for Metrics {
             reconcile_seconds: seconds(),
             desired_changes: Counter::default(),
             sessions: Gauge::default(),
+            flushes: Counter::default(),
+            flush_failures: Counter::default(),
+            flushed: Counter::default(),
+            flush_seconds: seconds(),
+            lookups: Counter::default(),
+            looked_up: Counter::default(),
             deltas: Counter::default(),
             offers: Counter::default(),
             manifest_bytes: Counter::default(),
@@ -115,6 +133,36 @@ impl Metrics {
             self.desired_changes.clone(),
         );
         registry.register("sessions", "Connected devices", self.sessions.clone());
+        registry.register(
+            "report_flushes",
+            "Transactions that stored what devices report",
+            self.flushes.clone(),
+        );
+        registry.register(
+            "report_flush_failures",
+            "Transactions that failed to store what devices report",
+            self.flush_failures.clone(),
+        );
+        registry.register(
+            "report_flushed_devices",
+            "Devices of which those transactions stored something",
+            self.flushed.clone(),
+        );
+        registry.register(
+            "report_flush_seconds",
+            "Time of one such transaction",
+            self.flush_seconds.clone(),
+        );
+        registry.register(
+            "device_lookups",
+            "Statements that looked devices up, for pokes and connects",
+            self.lookups.clone(),
+        );
+        registry.register(
+            "devices_looked_up",
+            "Devices that were looked up",
+            self.looked_up.clone(),
+        );
         registry.register("deltas", "Deltas sent to devices", self.deltas.clone());
         registry.register("offers", "Offers sent to devices", self.offers.clone());
         registry.register(

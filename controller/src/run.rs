@@ -31,7 +31,7 @@ use crate::{
     enrollment::{Enrollment, limits::Limits},
     files,
     fleets::Fleets,
-    gateway::Gateway,
+    gateway::{Gateway, Lookups, Recorder},
     hosting::Hosting,
     hub::Hub,
     metrics::Metrics,
@@ -280,21 +280,24 @@ impl Serving {
             config.public_files.clone(),
             config.edge_files.clone(),
         )?);
+        let told = fleets.clone();
         let gateway = Arc::new(Gateway {
-            replica: ReplicaId::random(),
             store: store.clone(),
             hub: hub.clone(),
-            fleets: fleets.clone(),
+            lookups: Lookups::new(store.clone(), metrics.clone()),
+            recorder: Recorder::new(
+                ReplicaId::random(),
+                store.clone(),
+                hub.clone(),
+                metrics.clone(),
+                move |fleet| told.progressed(fleet),
+            ),
             keyring: keyring.clone(),
             ca: ca.clone(),
             metrics: metrics.clone(),
             heartbeat: config.heartbeat,
-            shutdown: tasks.shutdown.clone(),
         });
-        let gateway = gateway.run(
-            TlsListener::spawn(edge, certificates.edge_tls(), &tasks),
-            tasks.tracker.clone(),
-        );
+        let gateway = gateway.run(TlsListener::spawn(edge, certificates.edge_tls(), &tasks));
         tasks.vital("the edge listener", gateway);
 
         let enrollment = Enrollment {

@@ -299,13 +299,19 @@ where
     let mut affected = 0;
     for chunk in rows.chunks(ROWS_PER_STATEMENT) {
         let sql = statement(&placeholders(chunk.len(), columns));
-        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(is_common(chunk.len()));
         for row in chunk {
             query = bind(query, row);
         }
         affected += query.execute(&mut *connection).await?.rows_affected();
     }
     Ok(affected)
+}
+
+/// Whether a bulk statement of that many rows is worth remembering: those of other sizes would push it and all
+/// other statements out of the connection's memory.
+fn is_common(rows: usize) -> bool {
+    rows == 1 || rows == ROWS_PER_STATEMENT
 }
 
 type Bulk<'q> = sqlx::query::Query<'q, Any, sqlx::any::AnyArguments>;

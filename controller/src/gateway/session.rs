@@ -4,18 +4,16 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use longshore_protocol::{
-    Digest, Entry, Generation,
+    DeviceId, DeviceName, Digest, Entry, Generation,
     api::DeviceState,
-    message::{
-        ControlMessage, DeviceMessage, Held, Phase, RejectReason, StatusReport, objects_in_parts,
-    },
+    message::{ControlMessage, DeviceMessage, Held, RejectReason, StatusReport, objects_in_parts},
     session::{
         ControlSession,
         control::{self, Effect, Event},
     },
 };
 use rand::RngExt as _;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::{
     WebSocketStream,
@@ -24,31 +22,26 @@ use tokio_tungstenite::{
         protocol::{CloseFrame, frame::coding::CloseCode},
     },
 };
-use tracing::{debug, info, warn};
+use tracing::{Span, debug, info, info_span, warn};
 
-use super::Gateway;
+use super::{Gateway, lookups::LookupError};
 use crate::{
     ca::{Request, Signer as _},
     clock,
     enrollment::bounded,
     error::chain,
-    hub,
+    hub::{self, Pokes, Signal},
     store::{
         StoreError, content,
-        devices::{self, Device},
+        devices::{self, Desired, Standing},
+        fleets::FleetId,
     },
 };
 
-/// How often the machine is told that time passed.
-const TICK: Duration = Duration::from_secs(5);
 /// A frame that does not get through in this time ends the session: the device does not read.
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
-/// A device that is silent for this many heartbeats is gone.
-const MISSED_HEARTBEATS: u32 = 3;
 const MAX_CONDITIONS: usize = 32;
 const MAX_CONDITION_TEXT: usize = 2000;
-/// Reports of one device are stored at most this often; the last one always is.
-const STATUS_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Why a session ends.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +64,8 @@ enum End {
     Socket(#[source] Box<tokio_tungstenite::tungstenite::Error>),
     #[error("the store failed")]
     Store(#[from] StoreError),
+    #[error("the device cannot be looked up")]
+    Lookup(#[from] LookupError),
 }
 
 impl From<tokio_tungstenite::tungstenite::Error> for End {
@@ -86,91 +81,80 @@ impl From<tokio_tungstenite::tungstenite::Error> for End {
     }
 }
 
-pub(super) struct Session<'g> {
-    gateway: &'g Gateway,
-    device: Device,
+/// What a device should run, as it was found.
+struct LookedUp(Option<Desired>);
+
+/// One connection of one device. There are many and most are idle, so it holds little.
+pub(super) struct Session {
+    gateway: Arc<Gateway>,
+    id: DeviceId,
+    fleet: FleetId,
+    name: DeviceName,
+    entry: Arc<hub::Session>,
     socket: WebSocketStream<TlsStream<TcpStream>>,
     machine: ControlSession,
-    started: Instant,
-    heard: Instant,
-    /// A report that is not stored yet.
-    report: Option<StatusReport>,
-    reported: Instant,
+    /// What the device should run, where that was not used yet.
+    looked_up: Option<LookedUp>,
 }
 
-impl<'g> Session<'g> {
+impl Session {
+    /// The session of a device that stood like this after `pokes`.
     pub(super) fn new(
-        gateway: &'g Gateway,
-        device: Device,
+        gateway: Arc<Gateway>,
+        id: DeviceId,
+        standing: Standing,
+        pokes: Pokes,
         socket: WebSocketStream<TlsStream<TcpStream>>,
     ) -> Self {
-        let now = Instant::now();
+        let entry = gateway.hub.connect(&id, pokes);
         Self {
             gateway,
-            device,
+            id,
+            fleet: standing.fleet,
+            name: standing.name,
+            entry,
             socket,
             machine: ControlSession::new(),
-            started: now,
-            heard: now,
-            report: None,
-            reported: now,
+            looked_up: Some(LookedUp(standing.desired)),
         }
     }
 
-    pub(super) async fn run(mut self) {
-        let entry = self.gateway.hub.connect(&self.device.id);
-        self.gateway.metrics.sessions.inc();
-        debug!(device = %self.device.name, "connected");
-        let end = match self.serve(&entry).await {
+    pub(super) async fn run(&mut self) {
+        let gateway = self.gateway.clone();
+        gateway.recorder.moved(&self.fleet, &self.id);
+        gateway.metrics.sessions.inc();
+        self.span().in_scope(|| debug!("connected"));
+        let end = match self.serve().await {
             Ok(end) | Err(end) => end,
         };
-        if let Err(error) = self.flush_report(true).await {
-            warn!(
-                error = %chain(&error),
-                "the last report is lost"
-            );
-        }
-        if self.gateway.hub.disconnect(&self.device.id, &entry)
-            && let Err(error) = self.record_connected(false).await
-        {
-            warn!(
-                error = %chain(&error),
-                "the end of the session is not stored"
-            );
-        }
-        self.gateway.metrics.sessions.dec();
-        match &end {
+        gateway.hub.disconnect(&self.id, &self.entry);
+        gateway.recorder.moved(&self.fleet, &self.id);
+        gateway.metrics.sessions.dec();
+        self.span().in_scope(|| match &end {
             End::Gone
             | End::Silent
             | End::Replaced
             | End::Shutdown
             | End::Inactive
-            | End::Socket(_) => {
-                debug!(device = %self.device.name, reason = %end, "disconnected");
+            | End::Socket(_) => debug!(reason = %end, "disconnected"),
+            End::Stuck | End::Protocol(_) | End::Store(_) | End::Lookup(_) => {
+                warn!(error = %chain(&end), "the session was ended");
             }
-            End::Stuck | End::Protocol(_) | End::Store(_) => {
-                warn!(
-                    device = %self.device.name,
-                    error = %chain(&end),
-                    "the session was ended"
-                );
-            }
-        }
+        });
         self.say_goodbye(&end).await;
     }
 
-    async fn serve(&mut self, entry: &hub::Session) -> Result<End, End> {
-        // Whoever was cut off between the look-up and the hub's entry got no poke.
-        self.check_active().await?;
-        self.record_connected(true).await?;
-        let silence = self.gateway.heartbeat * MISSED_HEARTBEATS;
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    /// Under which log lines stand. It is made when it is needed: ten thousand of them would be megabytes.
+    fn span(&self) -> Span {
+        info_span!("session", tenant = %self.fleet.tenant, fleet = %self.fleet.name, device = %self.name, id = %self.id)
+    }
+
+    async fn serve(&mut self) -> Result<End, End> {
         loop {
             tokio::select! {
                 frame = self.socket.next() => {
                     let Some(frame) = frame else { return Ok(End::Gone) };
-                    self.heard = Instant::now();
+                    self.entry.heard();
                     match frame? {
                         Message::Binary(bytes) => {
                             let message = DeviceMessage::decode(&bytes)
@@ -184,20 +168,16 @@ impl<'g> Session<'g> {
                         _ => {}
                     }
                 }
-                () = entry.poke.notified() => {
-                    self.check_active().await?;
-                    self.handle(Event::Poked).await?;
-                }
-                () = tokio::time::sleep_until(self.reported + STATUS_INTERVAL),
-                    if self.report.is_some() => self.flush_report(false).await?,
-                _ = tick.tick() => {
-                    if self.heard.elapsed() > silence {
-                        return Ok(End::Silent);
+                signal = self.entry.signal() => match signal {
+                    Signal::Stop => return Ok(End::Shutdown),
+                    Signal::Replaced => return Ok(End::Replaced),
+                    Signal::Silent => return Ok(End::Silent),
+                    Signal::Look => {
+                        self.look().await?;
+                        self.handle(Event::Poked).await?;
                     }
-                    self.handle(Event::Tick).await?;
-                }
-                () = entry.replaced.cancelled() => return Ok(End::Replaced),
-                () = self.gateway.shutdown.cancelled() => return Ok(End::Shutdown),
+                    Signal::Tick => self.handle(Event::Tick).await?,
+                },
             }
         }
     }
@@ -206,7 +186,7 @@ impl<'g> Session<'g> {
     async fn handle(&mut self, event: Event) -> Result<(), End> {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
-            let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let now = self.entry.now();
             for effect in self.machine.handle(event, now) {
                 if let Some(next) = self.carry_out(effect).await? {
                     events.push(next);
@@ -217,6 +197,7 @@ impl<'g> Session<'g> {
                 }
             }
         }
+        self.entry.owes(self.machine.owes());
         Ok(())
     }
 
@@ -271,12 +252,8 @@ impl<'g> Session<'g> {
             Effect::RecordHello(hello) => {
                 let facts =
                     bounded(hello.facts).map_err(|error| End::Protocol(error.to_string()))?;
-                if facts != self.device.facts && !facts.is_empty() {
-                    let tenant = &self.device.fleet.tenant;
-                    let mut db = self.gateway.store.write().await?;
-                    devices::set_facts(&mut db, tenant, &self.device.id, &facts).await?;
-                    db.commit().await.map_err(StoreError::from)?;
-                    self.device.facts = facts;
+                if !facts.is_empty() {
+                    self.gateway.recorder.facts(&self.fleet, &self.id, facts);
                 }
             }
             Effect::RecordAccepted(held) => self.record_accepted(held),
@@ -288,15 +265,16 @@ impl<'g> Session<'g> {
                 self.record_reject(generation, reason, &message);
             }
             Effect::RecordStatus(report) => {
-                self.report = Some(bound_report(report));
-                self.flush_report(false).await?;
+                let report = bound_report(report);
+                self.gateway.recorder.report(&self.fleet, &self.id, report);
             }
             Effect::RaiseGeneration { above } => {
-                warn!(device = %self.device.name, %above, "the device is ahead; raising the generation");
-                let fleet = &self.device.fleet;
+                self.span()
+                    .in_scope(|| warn!(%above, "the device is ahead; raising the generation"));
                 let mut db = self.gateway.store.write().await?;
-                devices::raise_generation(&mut db, fleet, &self.device.id, above).await?;
+                devices::raise_generation(&mut db, &self.fleet, &self.id, above).await?;
                 db.commit().await.map_err(StoreError::from)?;
+                self.looked_up = None;
                 return Ok(Some(Event::Poked));
             }
             Effect::IssueCertificate { csr } => {
@@ -307,10 +285,18 @@ impl<'g> Session<'g> {
         Ok(None)
     }
 
-    async fn load_desired(&self) -> Result<Option<control::Desired>, StoreError> {
-        let tenant = &self.device.fleet.tenant;
-        let mut db = self.gateway.store.read().await?;
-        let Some(desired) = devices::desired(&mut db, tenant, &self.device.id).await? else {
+    /// What the device should run. What was looked up before serves once: whoever changes it pokes.
+    async fn load_desired(&mut self) -> Result<Option<control::Desired>, End> {
+        let desired = match self.looked_up.take() {
+            Some(LookedUp(desired)) => desired,
+            None => self
+                .gateway
+                .lookups
+                .standing(&self.id)
+                .await?
+                .and_then(|standing| standing.desired),
+        };
+        let Some(desired) = desired else {
             return Ok(None);
         };
         let held = self.machine.held();
@@ -318,8 +304,11 @@ impl<'g> Session<'g> {
             // The most frequent case by far, and the machine needs no entries to do nothing.
             return Ok(None);
         }
+        let tenant = &self.fleet.tenant;
+        let mut db = self.gateway.store.read().await?;
         let Some(set) = content::set(&mut db, tenant, desired.target.digest).await? else {
-            warn!(device = %self.device.name, "the store lost the desired set");
+            self.span()
+                .in_scope(|| warn!("the store lost the desired set"));
             return Ok(None);
         };
         let base = match held {
@@ -341,73 +330,31 @@ impl<'g> Session<'g> {
     ) -> Result<BTreeMap<Digest, longshore_protocol::Object>, StoreError> {
         let mut db = self.gateway.store.read().await?;
         let digests = entries.iter().map(|entry| entry.digest);
-        content::objects(&mut db, &self.device.fleet.tenant, digests).await
+        content::objects(&mut db, &self.fleet.tenant, digests).await
     }
 
-    /// A device that accepted something has not applied it yet.
-    fn record_accepted(&mut self, held: Held) {
-        let known = self
-            .report
-            .as_ref()
-            .is_some_and(|report| report.held == held);
-        if !known {
-            debug!(device = %self.device.name, generation = %held.generation, "accepted");
-        }
+    fn record_accepted(&self, held: Held) {
+        self.span()
+            .in_scope(|| debug!(generation = %held.generation, "accepted"));
     }
 
     fn record_reject(&self, generation: Generation, reason: RejectReason, message: &str) {
         let message: String = message.chars().take(MAX_CONDITION_TEXT).collect();
-        info!(device = %self.device.name, %generation, ?reason, message, "the device refuses");
+        self.span()
+            .in_scope(|| info!(%generation, ?reason, message, "the device refuses"));
     }
 
-    /// Stores the report that waits, if its time has come or `now` says so.
-    async fn flush_report(&mut self, now: bool) -> Result<(), StoreError> {
-        // The end of a rollout is worth a write at once; steps on the way there can wait.
-        let is_final = self
-            .report
-            .as_ref()
-            .is_some_and(|report| matches!(report.phase, Phase::Applied | Phase::Failed));
-        if !now && !is_final && self.reported.elapsed() < STATUS_INTERVAL {
-            return Ok(());
-        }
-        let Some(report) = self.report.take() else {
-            return Ok(());
-        };
-        let tenant = &self.device.fleet.tenant;
-        let mut db = self.gateway.store.write().await?;
-        devices::put_observed(&mut db, tenant, &self.device.id, &report, clock::now_ms()).await?;
-        db.commit().await.map_err(StoreError::from)?;
-        self.gateway.fleets.progressed(&self.device.fleet);
-        self.reported = Instant::now();
-        Ok(())
-    }
-
-    async fn record_connected(&self, connected: bool) -> Result<(), StoreError> {
-        let tenant = &self.device.fleet.tenant;
-        let mut db = self.gateway.store.write().await?;
-        let coming = devices::Coming {
-            tenant: tenant.clone(),
-            device: self.device.id.clone(),
-            came: connected,
-            at: clock::now_ms(),
-        };
-        devices::put_connections(&mut db, &self.gateway.replica, &[coming]).await?;
-        db.commit().await.map_err(StoreError::from)
-    }
-
-    /// Ends the session of a device that was cut off since it connected.
-    async fn check_active(&mut self) -> Result<(), End> {
-        let mut db = self.gateway.store.read().await?;
-        let device = devices::by_id(&mut db, &self.device.id).await?;
-        drop(db);
-        match device {
-            Some(device) if device.state == DeviceState::Active => {
-                self.device = device;
+    /// Looks the device up again, and ends the session of one that was cut off.
+    async fn look(&mut self) -> Result<(), End> {
+        match self.gateway.lookups.standing(&self.id).await? {
+            Some(standing) if standing.state == DeviceState::Active => {
+                (self.fleet, self.name) = (standing.fleet, standing.name);
+                self.looked_up = Some(LookedUp(standing.desired));
                 Ok(())
             }
-            Some(device) if device.state == DeviceState::Decommissioned => {
+            Some(standing) if standing.state == DeviceState::Decommissioned => {
                 self.send(&ControlMessage::Decommission {
-                    reason: device.state_reason,
+                    reason: standing.state_reason,
                 })
                 .await?;
                 Err(End::Inactive)
@@ -419,15 +366,16 @@ impl<'g> Session<'g> {
     fn issue(&self, csr: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         // The new key stands in for the old one in this certificate only: the device stays known by the key
         // that was approved, so the certificate names the device, not the key.
+        let _span = self.span().entered();
         let request = Request::from_der(csr).map_err(|error| error.to_string())?;
-        let (tenant, id) = (&self.device.fleet.tenant, &self.device.id);
-        match self
+        let (tenant, id) = (&self.fleet.tenant, &self.id);
+        let signed = self
             .gateway
             .ca
-            .sign_device(&request, tenant, id, clock::now_ms())
-        {
+            .sign_device(&request, tenant, id, clock::now_ms());
+        match signed {
             Ok(chain) => {
-                info!(device = %self.device.name, "certificate renewed");
+                info!("certificate renewed");
                 Ok(chain
                     .into_iter()
                     .map(|certificate| certificate.to_vec())
@@ -470,7 +418,7 @@ impl<'g> Session<'g> {
             End::Protocol(_) => CloseCode::Protocol,
             End::Inactive | End::Replaced => CloseCode::Policy,
             End::Shutdown => CloseCode::Restart,
-            End::Store(_) => CloseCode::Again,
+            End::Store(_) | End::Lookup(_) => CloseCode::Again,
         };
         let goodbye = async {
             if matches!(end, End::Shutdown) {
@@ -482,9 +430,8 @@ impl<'g> Session<'g> {
             self.socket.close(Some(CloseFrame { code, reason })).await?;
             Ok::<_, End>(())
         };
-        if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), goodbye).await {
-            debug!(error = %chain(&error), "no goodbye");
-        }
+        // Whether it arrives does not matter.
+        drop(tokio::time::timeout(Duration::from_secs(2), goodbye).await);
     }
 }
 

@@ -4,6 +4,7 @@ mod connections;
 mod describe;
 mod pending;
 mod roster;
+mod standing;
 mod states;
 
 use std::collections::BTreeMap;
@@ -23,12 +24,13 @@ pub use self::{
         Assignment, Waiting, assign, ended, of_enrollment, put_waiting, reject, set_branch_pushed,
     },
     roster::{Member, changed_since},
-    states::{Desired, Observed, desired, put_desired, put_observed, raise_generation},
+    standing::{Standing, standings},
+    states::{Desired, Observed, Reported, desired, put_desired, put_observed, raise_generation},
 };
 use super::{
     StoreError, corrupt,
     fleets::{self, FleetId},
-    from_json, json, parse, placeholders, signed, unsigned,
+    from_json, in_chunks, json, parse, placeholders, signed, unsigned,
 };
 
 /// A device.
@@ -349,18 +351,29 @@ pub async fn set_folder_to_delete(
     Ok(())
 }
 
-/// Remembers what a device says of itself.
+/// Remembers what devices say of themselves, each device once. What is known already is not written.
 pub async fn set_facts(
     db: &mut AnyConnection,
-    tenant: &TenantName,
-    device: &DeviceId,
-    facts: &Facts,
+    facts: &[(&TenantName, &DeviceId, &Facts)],
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE devices SET facts = $3 WHERE tenant = $1 AND id = $2")
-        .bind(tenant.as_str())
-        .bind(device.as_str())
-        .bind(json(facts))
-        .execute(db)
-        .await?;
+    in_chunks(
+        db,
+        facts,
+        3,
+        |rows| {
+            format!(
+                "UPDATE devices SET facts = v.column3 FROM (VALUES {rows}) AS v
+                 WHERE devices.tenant = v.column1 AND devices.id = v.column2
+                 AND devices.facts <> v.column3"
+            )
+        },
+        |query, (tenant, device, facts)| {
+            query
+                .bind(tenant.to_string())
+                .bind(device.to_string())
+                .bind(json(facts))
+        },
+    )
+    .await?;
     Ok(())
 }

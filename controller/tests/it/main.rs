@@ -11,6 +11,7 @@
 
 mod enrollment;
 mod forge;
+mod gateway;
 mod preview;
 mod readme;
 mod reconcile;

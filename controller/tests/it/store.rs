@@ -1,7 +1,7 @@
 //! What the store promises, written once and run on SQLite and on PostgreSQL.
 
 mod content;
-mod database;
+pub mod database;
 mod devices;
 mod fleets;
 mod plans;

@@ -128,6 +128,11 @@ impl ControlSession {
         self.held
     }
 
+    /// Whether the device owes an answer: without one, `Tick` is of no use.
+    pub fn owes(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
     /// Handles one event.
     pub fn handle(&mut self, event: Event, now: u64) -> Vec<Effect> {
         match event {

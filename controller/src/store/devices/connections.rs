@@ -33,7 +33,7 @@ pub struct Coming {
 }
 
 /// Remembers which devices came to this replica, and which went, each device once. One that went here and is
-/// connected elsewhere by now stays connected.
+/// connected elsewhere by now stays connected. Devices that are no longer there are left out.
 pub async fn put_connections(
     db: &mut AnyConnection,
     replica: &ReplicaId,
@@ -47,8 +47,10 @@ pub async fn put_connections(
         4,
         |rows| {
             format!(
-                "INSERT INTO connections (tenant, device, replica, seen_at) VALUES {rows}
-                 ON CONFLICT (tenant, device) DO UPDATE SET
+                "INSERT INTO connections (tenant, device, replica, seen_at)
+                 SELECT v.column1, v.column2, v.column3, v.column4 FROM (VALUES {rows}) AS v
+                 JOIN devices ON devices.tenant = v.column1 AND devices.id = v.column2
+                 WHERE true ON CONFLICT (tenant, device) DO UPDATE SET
                     replica = excluded.replica, seen_at = excluded.seen_at"
             )
         },

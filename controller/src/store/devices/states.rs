@@ -36,13 +36,13 @@ pub struct Observed {
 }
 
 #[derive(FromRow)]
-struct DesiredRow {
-    device: String,
-    generation: i64,
-    digest: String,
-    revision: String,
-    objects: i64,
-    since: i64,
+pub(super) struct DesiredRow {
+    pub device: String,
+    pub generation: i64,
+    pub digest: String,
+    pub revision: String,
+    pub objects: i64,
+    pub since: i64,
 }
 
 impl TryFrom<DesiredRow> for Desired {
@@ -222,29 +222,49 @@ pub(super) async fn of_fleet(
     Ok((desired, observed))
 }
 
-/// Writes a device's report.
+/// A device's report, as it came.
+#[derive(Clone, Copy, Debug)]
+pub struct Reported<'a> {
+    /// Its tenant.
+    pub tenant: &'a TenantName,
+    /// The device.
+    pub device: &'a DeviceId,
+    /// What it reports.
+    pub observed: &'a Observed,
+}
+
+/// Writes reports, each device once. Those of devices that are no longer there are left out.
 pub async fn put_observed(
     db: &mut AnyConnection,
-    tenant: &TenantName,
-    device: &DeviceId,
-    report: &StatusReport,
-    now: u64,
+    reports: &[Reported<'_>],
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO observed (tenant, device, generation, digest, phase, conditions, reported_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)
-         ON CONFLICT (tenant, device) DO UPDATE SET
-            generation = excluded.generation, digest = excluded.digest, phase = excluded.phase,
-            conditions = excluded.conditions, reported_at = excluded.reported_at",
+    in_chunks(
+        db,
+        reports,
+        7,
+        |rows| {
+            format!(
+                "INSERT INTO observed (tenant, device, generation, digest, phase, conditions, reported_at)
+                 SELECT v.column1, v.column2, v.column3, v.column4, v.column5, v.column6, v.column7
+                 FROM (VALUES {rows}) AS v
+                 JOIN devices ON devices.tenant = v.column1 AND devices.id = v.column2
+                 WHERE true ON CONFLICT (tenant, device) DO UPDATE SET
+                    generation = excluded.generation, digest = excluded.digest, phase = excluded.phase,
+                    conditions = excluded.conditions, reported_at = excluded.reported_at"
+            )
+        },
+        |query, reported| {
+            let Observed { report, reported_at } = reported.observed;
+            query
+                .bind(reported.tenant.to_string())
+                .bind(reported.device.to_string())
+                .bind(signed(report.held.generation.number()))
+                .bind(report.held.digest.to_string())
+                .bind(format!("{:?}", report.phase))
+                .bind(json(&report.conditions))
+                .bind(signed(*reported_at))
+        },
     )
-    .bind(tenant.as_str())
-    .bind(device.as_str())
-    .bind(signed(report.held.generation.number()))
-    .bind(report.held.digest.to_string())
-    .bind(format!("{:?}", report.phase))
-    .bind(json(&report.conditions))
-    .bind(signed(now))
-    .execute(db)
     .await?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What a device is to run, and what it must not wait for.
 
-use longshore_controller::store::devices::Device;
+use longshore_controller::{hub::Signal, store::devices::Device};
 use longshore_protocol::api::DeviceState;
 
 use super::{
@@ -335,13 +335,14 @@ async fn a_deleted_folder_decommissions_for_good() {
     let world = World::new(&fleet_of([1, 2].map(kiosk))).await;
     world.enroll([1, 2].map(|n| active(&shops(), n))).await;
     world.reaches(1, 1).await;
-    let session = world.hub.connect(&crate::store::samples::device_id(1));
+    let session = world
+        .hub
+        .connect(&crate::store::samples::device_id(1), world.hub.pokes());
     world.apply(&[delete("devices/device-1")]).await;
     let view = world.view(1).await;
     assert_eq!(view.device.state, DeviceState::Decommissioned);
-    tokio::time::timeout(std::time::Duration::from_secs(5), session.poke.notified())
-        .await
-        .expect("its session is told");
+    let told = tokio::time::timeout(std::time::Duration::from_secs(5), session.signal());
+    assert_eq!(told.await.expect("its session is told"), Signal::Look);
     world.apply(&[kiosk(1)]).await;
     assert_eq!(
         world.view(1).await.device.state,

@@ -48,7 +48,9 @@ async fn a_commit_that_no_device_reads_changes_nothing() {
     world.enroll([1, 2].map(|n| active(&shops(), n))).await;
     world.reaches(1, 1).await;
     world.reaches(2, 1).await;
-    let session = world.hub.connect(&crate::store::samples::device_id(1));
+    let session = world
+        .hub
+        .connect(&crate::store::samples::device_id(1), world.hub.pokes());
     let before = format!("{:?}", world.views().await);
     let builds = world.builder.count();
 
@@ -67,7 +69,7 @@ async fn a_commit_that_no_device_reads_changes_nothing() {
         (newest[0].commit.clone(), newest[0].devices_changed),
         (commit, 0)
     );
-    let poked = tokio::time::timeout(std::time::Duration::ZERO, session.poke.notified()).await;
+    let poked = tokio::time::timeout(std::time::Duration::ZERO, session.signal()).await;
     poked.unwrap_err();
 }
 

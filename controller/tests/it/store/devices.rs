@@ -6,7 +6,7 @@ use longshore_controller::{
     replica::ReplicaId,
     store::{
         StoreError,
-        devices::{self, Description, Desired, Device},
+        devices::{self, Description, Desired, Device, Reported},
         fleets::FleetId,
     },
 };
@@ -21,7 +21,10 @@ use tokio::{sync::Barrier, task::JoinSet};
 use super::{
     contracts,
     database::Database,
-    samples::{coming, desired, device, device_id, fleet_id, insert_devices, two_tenants},
+    samples::{
+        coming, desired, device, device_id, fleet_id, insert_devices, observed, reported,
+        two_tenants,
+    },
 };
 
 contracts!(
@@ -81,7 +84,7 @@ async fn a_device_comes_back_as_it_was(database: Database) {
     let mut db = database.write().await;
     let (tenant, id) = (&shops.tenant, &full.id);
     let facts = BTreeMap::from([("os".to_owned(), "other".to_owned())]);
-    devices::set_facts(&mut db, tenant, id, &facts)
+    devices::set_facts(&mut db, &[(tenant, id, &facts)])
         .await
         .unwrap();
     devices::set_folder_to_delete(&mut db, tenant, id, false)
@@ -261,7 +264,7 @@ async fn another_tenants_device_cannot_be_changed(database: Database) {
     devices::set_folder_to_delete(&mut db, &tenant, id, true)
         .await
         .unwrap();
-    devices::set_facts(&mut db, &tenant, id, &BTreeMap::new())
+    devices::set_facts(&mut db, &[(&tenant, id, &BTreeMap::new())])
         .await
         .unwrap();
     devices::raise_generation(&mut db, &ours, id, Generation::from(9))
@@ -277,10 +280,13 @@ async fn another_tenants_device_cannot_be_changed(database: Database) {
     drop(db);
     let mut db = database.write().await;
     let report = report(4, "ours", Phase::Applied);
-    devices::put_observed(&mut db, &tenant, id, &report, 9)
-        .await
-        .unwrap_err();
-    drop(db);
+    let stolen = Reported {
+        tenant: &tenant,
+        device: id,
+        observed: &observed(report, 9),
+    };
+    devices::put_observed(&mut db, &[stolen]).await.unwrap();
+    db.commit().await.unwrap();
     assert_eq!(snapshot(&database, &theirs).await, before);
 }
 
@@ -538,7 +544,8 @@ async fn the_highest_generation_harms_nobody(database: Database) {
         drop(db);
         let mut db = database.write().await;
         let report = report(hostile, "one", Phase::Applied);
-        devices::put_observed(&mut db, &shops.tenant, &device_id(1), &report, 1)
+        let report = observed(report, 1);
+        devices::put_observed(&mut db, &[reported(&device(&shops, 1), &report)])
             .await
             .unwrap();
         db.commit().await.unwrap();
@@ -578,15 +585,12 @@ async fn the_last_report_is_kept(database: Database) {
     ] {
         let content = if generation == 1 { "one" } else { "two" };
         let sent = report(generation, content, phase);
-        devices::put_observed(&mut db, &shops.tenant, &only.id, &sent, 50 + generation)
+        let sent = observed(sent, 50 + generation);
+        devices::put_observed(&mut db, &[reported(&only, &sent)])
             .await
             .unwrap();
         let view = devices::view(&mut db, only.clone()).await.unwrap();
-        let observed = view.observed.clone().unwrap();
-        assert_eq!(
-            (observed.report, observed.reported_at),
-            (sent, 50 + generation)
-        );
+        assert_eq!(view.observed.as_ref(), Some(&sent));
         let in_sync = generation == 2 && phase == Phase::Applied;
         assert_eq!(view.in_sync(), in_sync, "{generation} {phase:?}");
         let list = devices::list(&mut db, &shops).await.unwrap();

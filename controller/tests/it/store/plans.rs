@@ -26,7 +26,10 @@ use tracing_subscriber::{Layer, layer::Context, prelude::*};
 
 use super::{
     database::{self, Database},
-    samples::{coming, desired, device, device_id, fleet_id, object, token, two_tenants},
+    samples::{
+        coming, desired, device, device_id, fleet_id, object, observed, reported, token,
+        two_tenants,
+    },
 };
 
 /// The statements that `sqlx` says it ran.
@@ -185,9 +188,10 @@ async fn use_everything(database: &Database) {
     devices::raise_generation(db, &shops, &first.id, Generation::FIRST)
         .await
         .unwrap();
-    devices::put_observed(db, tenant, &first.id, &report, 1)
+    devices::put_observed(db, &[reported(&first, &observed(report, 1))])
         .await
         .unwrap();
+    devices::standings(db, &ids).await.unwrap();
     devices::list(db, &shops).await.unwrap();
     devices::view(db, first.clone()).await.unwrap();
     devices::set_state(db, &shops, &ids, DeviceState::Active, "")
@@ -206,7 +210,7 @@ async fn use_everything(database: &Database) {
             .await
             .unwrap();
     }
-    devices::set_facts(db, tenant, &first.id, &BTreeMap::new())
+    devices::set_facts(db, &[(tenant, &first.id, &BTreeMap::new())])
         .await
         .unwrap();
     devices::reset_connections(db).await.unwrap();

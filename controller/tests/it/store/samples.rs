@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use longshore_controller::store::{
-    devices::{self, Coming, Desired, Device},
+    devices::{self, Coming, Desired, Device, Observed, Reported},
     fleets::{self, Fleet, FleetId, FleetStatus},
     tenants,
     tokens::Token,
@@ -11,7 +11,7 @@ use longshore_controller::store::{
 use longshore_protocol::{
     DeviceId, Digest, Generation, Object, TenantName, TokenId,
     api::{Approval, DeviceState},
-    message::Held,
+    message::{Held, StatusReport},
 };
 use serde_json::json;
 
@@ -81,6 +81,21 @@ pub fn coming(device: &Device, came: bool, at: u64) -> Coming {
         device: device.id.clone(),
         came,
         at,
+    }
+}
+
+pub fn observed(report: StatusReport, reported_at: u64) -> Observed {
+    Observed {
+        report,
+        reported_at,
+    }
+}
+
+pub fn reported<'a>(device: &'a Device, observed: &'a Observed) -> Reported<'a> {
+    Reported {
+        tenant: &device.fleet.tenant,
+        device: &device.id,
+        observed,
     }
 }
 

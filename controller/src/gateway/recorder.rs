@@ -1,0 +1,260 @@
+//! What sessions have to say is gathered here, and stored by one task.
+//!
+//! ```text
+//! sessions ─▶ one entry per device, the last word of each kind ─▶ one transaction at a time ─▶ who waits is poked
+//! ```
+//!
+//! A session never waits for the store. A lone word is stored at once; what comes while a transaction is under
+//! way gathers for the next one, so the batches grow with the load and nothing waits for a clock. There is one
+//! entry per device, however much it says.
+//!
+//! Whether a device is connected is not a word but a fact: it is read from the [`Hub`] when it is stored. So it
+//! does not matter in which order a device's older and newer sessions say that something changed.
+//!
+//! When the store fails, everything stays and is tried again, under what came since.
+
+use std::{
+    collections::{BTreeSet, HashMap, hash_map::Entry},
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use longshore_protocol::{DeviceId, api::Facts, message::StatusReport};
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    clock,
+    error::chain,
+    hub::Hub,
+    metrics::Metrics,
+    replica::ReplicaId,
+    store::{
+        Store, StoreError,
+        devices::{self, Coming, Observed, Reported},
+        fleets::FleetId,
+    },
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// What is to be stored of one device.
+#[derive(Debug)]
+struct News {
+    fleet: FleetId,
+    /// When it came or went last.
+    moved_at: Option<u64>,
+    facts: Option<Facts>,
+    report: Option<Observed>,
+}
+
+impl News {
+    fn of(fleet: &FleetId) -> Self {
+        Self {
+            fleet: fleet.clone(),
+            moved_at: None,
+            facts: None,
+            report: None,
+        }
+    }
+
+    /// Puts `older` under what is there.
+    fn over(&mut self, older: Self) {
+        self.moved_at = self.moved_at.or(older.moved_at);
+        self.facts = self.facts.take().or(older.facts);
+        self.report = self.report.take().or(older.report);
+    }
+}
+
+type Batch = HashMap<DeviceId, News>;
+
+/// Stores what devices say.
+pub struct Recorder {
+    replica: ReplicaId,
+    store: Store,
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    progressed: Box<dyn Fn(&FleetId) + Send + Sync>,
+    news: Mutex<Batch>,
+    wake: Notify,
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorder")
+            .field("replica", &self.replica)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Recorder {
+    /// Stores what devices say that are connected to `replica`. `progressed` is called with each fleet of which
+    /// reports were stored.
+    pub fn new(
+        replica: ReplicaId,
+        store: Store,
+        hub: Arc<Hub>,
+        metrics: Arc<Metrics>,
+        progressed: impl Fn(&FleetId) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            replica,
+            store,
+            hub,
+            metrics,
+            progressed: Box::new(progressed),
+            news: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Stores whether the device is connected, which changed.
+    pub fn moved(&self, fleet: &FleetId, device: &DeviceId) {
+        self.note(fleet, device, |news| news.moved_at = Some(clock::now_ms()));
+    }
+
+    /// Stores what the device says of itself.
+    pub fn facts(&self, fleet: &FleetId, device: &DeviceId, facts: Facts) {
+        self.note(fleet, device, |news| news.facts = Some(facts));
+    }
+
+    /// Stores how the device does.
+    pub fn report(&self, fleet: &FleetId, device: &DeviceId, report: StatusReport) {
+        let observed = Observed {
+            report,
+            reported_at: clock::now_ms(),
+        };
+        self.note(fleet, device, |news| news.report = Some(observed));
+    }
+
+    fn note(&self, fleet: &FleetId, device: &DeviceId, change: impl FnOnce(&mut News)) {
+        let mut batch = self.news();
+        if let Some(news) = batch.get_mut(device) {
+            change(news);
+            return;
+        }
+        let mut news = News::of(fleet);
+        change(&mut news);
+        batch.insert(device.clone(), news);
+        let is_first = batch.len() == 1;
+        drop(batch);
+        if is_first {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Runs until `end`; what was said before is stored before this returns.
+    pub async fn run(&self, end: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = end.cancelled() => {
+                    self.drain().await;
+                    return;
+                }
+            }
+            self.drain().await;
+        }
+    }
+
+    /// Stores until nothing is left.
+    async fn drain(&self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let batch = std::mem::take(&mut *self.news());
+            if batch.is_empty() {
+                return;
+            }
+            let started = Instant::now();
+            match self.write(&batch).await {
+                Ok(()) => {
+                    if pause != FIRST_PAUSE {
+                        info!("the store takes what devices report again");
+                        pause = FIRST_PAUSE;
+                    }
+                    self.metrics.flushes.inc();
+                    self.metrics.flushed.inc_by(batch.len() as u64);
+                    self.metrics
+                        .flush_seconds
+                        .observe(started.elapsed().as_secs_f64());
+                    let told = batch.values().filter(|news| news.report.is_some());
+                    for fleet in told.map(|news| &news.fleet).collect::<BTreeSet<_>>() {
+                        (self.progressed)(fleet);
+                    }
+                }
+                Err(error) => {
+                    if pause == FIRST_PAUSE {
+                        warn!(
+                            error = %chain(&error),
+                            devices = batch.len(),
+                            "what devices report cannot be stored now; trying again"
+                        );
+                    }
+                    self.metrics.flush_failures.inc();
+                    self.put_back(batch);
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    async fn write(&self, batch: &Batch) -> Result<(), StoreError> {
+        // Replicas that write the same devices do so in the same order.
+        let mut sorted: Vec<_> = batch.iter().collect();
+        sorted.sort_unstable_by_key(|(device, _)| *device);
+        let comings: Vec<_> = sorted
+            .iter()
+            .filter_map(|(device, news)| {
+                Some(Coming {
+                    tenant: news.fleet.tenant.clone(),
+                    device: (*device).clone(),
+                    came: self.hub.has(device),
+                    at: news.moved_at?,
+                })
+            })
+            .collect();
+        let facts: Vec<_> = sorted
+            .iter()
+            .filter_map(|(device, news)| Some((&news.fleet.tenant, *device, news.facts.as_ref()?)))
+            .collect();
+        let reports: Vec<_> = sorted
+            .iter()
+            .filter_map(|(device, news)| {
+                Some(Reported {
+                    tenant: &news.fleet.tenant,
+                    device,
+                    observed: news.report.as_ref()?,
+                })
+            })
+            .collect();
+        let mut db = self.store.write().await?;
+        devices::put_connections(&mut db, &self.replica, &comings).await?;
+        devices::set_facts(&mut db, &facts).await?;
+        devices::put_observed(&mut db, &reports).await?;
+        db.commit().await?;
+        Ok(())
+    }
+
+    /// What could not be stored goes under what came since.
+    fn put_back(&self, batch: Batch) {
+        let mut news = self.news();
+        for (device, older) in batch {
+            match news.entry(device) {
+                Entry::Occupied(mut newer) => {
+                    newer.get_mut().over(older);
+                }
+                Entry::Vacant(place) => {
+                    place.insert(older);
+                }
+            }
+        }
+    }
+
+    fn news(&self) -> std::sync::MutexGuard<'_, Batch> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,3 @@
+//! What the gateway does with the store.
+
+mod recorder;
