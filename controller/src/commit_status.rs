@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 use crate::{
     error::chain,
     forge::{CommitStatus, Forge, ForgeError, StatusState},
+    replica::Lease,
     source::Observation,
     store::{
         Store, StoreError,
@@ -60,7 +61,7 @@ enum TellError {
 }
 
 /// Follows the rollouts of one fleet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CommitStatuses {
     /// The fleet.
     pub fleet: FleetId,
@@ -74,6 +75,8 @@ pub struct CommitStatuses {
     pub progress: Arc<Notify>,
     /// Remembers.
     pub store: Store,
+    /// Under what it writes.
+    pub lease: Lease,
 }
 
 /// What was told of a commit.
@@ -222,7 +225,7 @@ impl CommitStatuses {
         }
         *told_at = Some(Instant::now());
         let text = serde_json::to_string(&now).unwrap_or_default();
-        let mut db = self.store.write().await?;
+        let mut db = self.lease.write(&self.store).await?;
         fleets::set_reported(&mut db, &self.fleet, &text).await?;
         db.commit().await.map_err(StoreError::from)?;
         if now.state != StatusState::Pending {

@@ -1,7 +1,12 @@
-//! The fleets that are followed: each with a source, a reconciler and its enrollment, under one span.
+//! The fleets that are followed: each with a source at every replica, and with a [`crew::Crew`] where its lease is.
+
+mod changes;
+mod crew;
+mod peers;
 
 use std::{
     collections::HashMap,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -12,6 +17,8 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info_span};
 
+pub use self::changes::Changes;
+use self::crew::{Crew, WithForge};
 use crate::{
     builds::Builds,
     commit_status::CommitStatuses,
@@ -27,12 +34,13 @@ use crate::{
     hub::Hub,
     metrics::Metrics,
     preview::{Engine, Link, branch::BranchPreviews, pull_requests::Previews},
-    reconcile::{Parts, Reconciler},
+    reconcile::Parts,
+    replica::{Lease, Notice, Replica},
     secret::Keyring,
     source::{Observation, Source, access::Credential, git::GitError, mirror::Mirror},
     store::{
-        Store, StoreError,
-        fleets::{self, Fleet, FleetId},
+        Store,
+        fleets::{Fleet, FleetId},
     },
     tasks::Tasks,
 };
@@ -40,13 +48,14 @@ use crate::{
 /// One fleet that is followed.
 #[derive(Debug)]
 struct Followed {
+    fleet: Fleet,
     source: Arc<Notify>,
     pull_requests: Arc<Notify>,
     branches: Branches,
     previews: BranchPreviews,
     reconcile: Arc<Notify>,
     progress: Arc<Notify>,
-    changes: watch::Sender<u64>,
+    changes: Changes,
     stop: CancellationToken,
 }
 
@@ -73,7 +82,13 @@ pub struct Fleets {
     pub tasks: Tasks,
     /// The public listener, as others reach it.
     pub public_url: String,
+    /// Which replica this is.
+    pub replica: Replica,
     followed: Mutex<HashMap<FleetId, Followed>>,
+    /// One at a time begins to be followed.
+    following: tokio::sync::Mutex<()>,
+    /// Says that fleets were made, changed or deleted elsewhere.
+    patrol: Notify,
 }
 
 impl Fleets {
@@ -92,6 +107,7 @@ impl Fleets {
         metrics: Arc<Metrics>,
         tasks: Tasks,
         public_url: String,
+        replica: Replica,
     ) -> Self {
         Self {
             data_dir,
@@ -104,26 +120,23 @@ impl Fleets {
             metrics,
             tasks,
             public_url,
+            replica,
             followed: Mutex::default(),
+            following: tokio::sync::Mutex::default(),
+            patrol: Notify::new(),
         }
     }
 
-    /// Follows all fleets of the store.
-    pub async fn follow_all(&self) -> Result<(), StoreError> {
-        let all = fleets::all(&mut *self.store.read().await?).await?;
-        for fleet in all {
-            if let Err(error) = self.follow(&fleet).await {
-                // One fleet's broken mirror must not keep the others from being followed.
-                error!(fleet = %fleet.id, error = %chain(&error), "not followed");
-            }
-        }
-        Ok(())
-    }
-
-    /// Follows a fleet until [`Self::leave`] or the shutdown.
+    /// Follows a fleet until [`Self::leave`] or the shutdown. One that is followed as it is stays so.
     pub async fn follow(&self, fleet: &Fleet) -> Result<(), GitError> {
+        let _alone = self.following.lock().await;
+        let is_known = |followed: &Followed| followed.fleet.link() == fleet.link();
+        if self.followed().get(&fleet.id).is_some_and(is_known) {
+            return Ok(());
+        }
         let directory = self.mirror_directory(fleet);
         let located = self.located(fleet);
+        let unlocated = fleet;
         let fleet = &located;
         let (forge, credential) = self.connection(fleet);
         let mirror = Mirror::open(directory, fleet, credential).await?;
@@ -131,7 +144,7 @@ impl Fleets {
         let (found, observation) = watch::channel(Observation::default());
         let (listed, pull_requests) = watch::channel(PullRequests::default());
         let (readings, reading) = watch::channel(None);
-        let changes = watch::Sender::new(0);
+        let changes = Changes::new(fleet.id.clone(), self.replica.notices.clone());
         let stop = self.tasks.shutdown.child_token();
         let source = Source {
             mirror: mirror.clone(),
@@ -155,45 +168,40 @@ impl Fleets {
             changes: changes.clone(),
             source: source.poke.clone(),
             store: self.store.clone(),
+            lease: Lease::always(),
         };
         let previews = BranchPreviews {
-            engine: Engine::new(
-                self.store.clone(),
-                self.builds.clone(),
-                root.clone(),
-                fleet.id.clone(),
-            ),
+            engine: self.engine(fleet, &root),
             mirror: mirror.clone(),
             observation: observation.clone(),
             fetching: Arc::default(),
         };
-        let reconcile: Arc<Notify> = Arc::default();
-        let progress: Arc<Notify> = Arc::default();
-        let reconciler = Reconciler::new(Parts {
+        let reconciler = Parts {
             fleet: fleet.id.clone(),
             root,
             mirror,
             observation,
-            poke: reconcile.clone(),
+            poke: Arc::default(),
             readings,
             changes: changes.clone(),
-            progress: progress.clone(),
+            progress: Arc::default(),
             store: self.store.clone(),
             builds: self.builds.clone(),
             hub: self.hub.clone(),
             metrics: self.metrics.clone(),
-        });
+            lease: Lease::always(),
+        };
         let followed = Followed {
+            fleet: unlocated.clone(),
             source: source.poke.clone(),
             pull_requests: branches.list.clone(),
             branches: branches.clone(),
             previews: previews.clone(),
-            reconcile,
-            progress: progress.clone(),
+            reconcile: reconciler.poke.clone(),
+            progress: reconciler.progress.clone(),
             changes,
             stop: stop.clone(),
         };
-        let poke = followed.pull_requests.clone();
         let older = self.followed().insert(fleet.id.clone(), followed);
         if let Some(older) = older {
             older.stop.cancel();
@@ -201,30 +209,38 @@ impl Fleets {
         let span = info_span!("fleet", tenant = %fleet.id.tenant, fleet = %fleet.id.name);
         let source = source.run(found, stop.clone()).instrument(span.clone());
         self.tasks.sound("a fleet's source", source);
-        if let Some(forge) = forge {
-            span.in_scope(|| {
-                self.follow_forge(fleet, &forge, previews, (listed, poke), progress, &stop);
-            });
-        }
-        let branches = branches.run(stop.clone()).instrument(span.clone());
-        self.tasks.sound("a fleet's enrollment", branches);
-        self.tasks.sound(
-            "a fleet's reconciler",
-            reconciler.run(stop).instrument(span),
-        );
+        let progress = reconciler.progress.clone();
+        let list = branches.list.clone();
+        let forge =
+            forge.map(|forge| self.with_forge(fleet, &forge, previews, &listed, list, progress));
+        let crew = Crew {
+            reconciler,
+            branches,
+            forge,
+            listed,
+            tasks: self.tasks.clone(),
+        };
+        let wish = self.replica.leases.wish(&fleet.id);
+        let crew = crew.serve(wish, stop).instrument(span);
+        self.tasks.sound("a fleet's crew", crew);
         Ok(())
     }
 
-    /// Follows what a fleet's forge has, and tells it what is found.
-    fn follow_forge(
+    fn engine(&self, fleet: &Fleet, root: &RepoPath) -> Engine {
+        let (store, builds) = (self.store.clone(), self.builds.clone());
+        Engine::new(store, builds, root.clone(), fleet.id.clone())
+    }
+
+    /// What follows a fleet's forge, and tells it what is found.
+    fn with_forge(
         &self,
         fleet: &Fleet,
         forge: &Arc<dyn Forge>,
         previews: BranchPreviews,
-        (listed, poke): (watch::Sender<PullRequests>, Arc<Notify>),
+        listed: &watch::Sender<PullRequests>,
+        list: Arc<Notify>,
         progress: Arc<Notify>,
-        stop: &CancellationToken,
-    ) {
+    ) -> WithForge {
         let statuses = CommitStatuses {
             fleet: fleet.id.clone(),
             context: forge::context("sync", previews.engine.root()),
@@ -232,6 +248,7 @@ impl Fleets {
             observation: previews.observation.clone(),
             progress,
             store: self.store.clone(),
+            lease: Lease::always(),
         };
         let previews = Previews {
             fleet: fleet.id.clone(),
@@ -246,23 +263,29 @@ impl Fleets {
                 keyring: self.keyring.clone(),
                 public_url: self.public_url.clone(),
             },
+            lease: Lease::always(),
         };
         let watch = Watch {
             forge: forge.clone(),
             base: fleet.branch.clone(),
             interval: self.interval,
-            poke,
+            poke: list,
         };
-        let statuses = statuses.run(stop.clone()).in_current_span();
-        self.tasks.sound("a fleet's commit statuses", statuses);
-        let previews = previews.run(stop.clone()).in_current_span();
-        self.tasks.sound("a fleet's previews", previews);
-        let watch = watch.run(listed, stop.clone()).in_current_span();
-        self.tasks.sound("a fleet's pull requests", watch);
+        WithForge {
+            statuses,
+            previews,
+            watch,
+        }
     }
 
-    /// Follows a fleet no longer. Its mirror is deleted, and so is its repo where the controller hosts it.
+    /// Follows a fleet no longer, since it was deleted. Its mirror is deleted, and so is its repo where the controller
+    /// hosts it.
     pub fn leave(&self, fleet: &Fleet) {
+        self.forget(fleet);
+        self.replica.notices.tell([Notice::Fleets]);
+    }
+
+    fn forget(&self, fleet: &Fleet) {
         if let Some(followed) = self.followed().remove(&fleet.id) {
             followed.stop.cancel();
         }
@@ -271,6 +294,8 @@ impl Fleets {
         self.tasks.tracker.spawn(async move {
             if let Some(hosted) = hosted
                 && let Err(error) = repo::remove(&hosted).await
+                // Where replicas share it, one removes it.
+                && error.kind() != io::ErrorKind::NotFound
             {
                 tracing::warn!(%error, path = %hosted.display(), "the hosted repo stays behind");
             }
@@ -280,8 +305,18 @@ impl Fleets {
         });
     }
 
-    /// Makes a fleet's source look at the repo, and at its pull requests.
+    /// Tells the other replicas that a fleet was made, or is reached in another way.
+    pub fn announce(&self) {
+        self.replica.notices.tell([Notice::Fleets]);
+    }
+
+    /// Makes a fleet's sources look at the repo, and at its pull requests.
     pub fn look(&self, fleet: &FleetId) {
+        self.look_here(fleet);
+        self.replica.notices.tell([Notice::Look(fleet.clone())]);
+    }
+
+    fn look_here(&self, fleet: &FleetId) {
         if let Some(followed) = self.followed().get(fleet) {
             followed.source.notify_one();
             followed.pull_requests.notify_one();
@@ -290,6 +325,13 @@ impl Fleets {
 
     /// Makes a fleet's reconciler and enrollment look at the store.
     pub fn poke(&self, fleet: &FleetId) {
+        self.poke_here(fleet);
+        if !self.replica.leases.holds(fleet) {
+            self.replica.notices.tell([Notice::Poke(fleet.clone())]);
+        }
+    }
+
+    fn poke_here(&self, fleet: &FleetId) {
         if let Some(followed) = self.followed().get(fleet) {
             followed.reconcile.notify_one();
             followed.branches.poke.notify_one();
@@ -298,6 +340,15 @@ impl Fleets {
 
     /// Tells that a device of a fleet reported something new.
     pub fn progressed(&self, fleet: &FleetId) {
+        if self.replica.leases.holds(fleet) {
+            self.progressed_here(fleet);
+        } else {
+            let notice = Notice::Progressed(fleet.clone());
+            self.replica.notices.tell([notice]);
+        }
+    }
+
+    fn progressed_here(&self, fleet: &FleetId) {
         if let Some(followed) = self.followed().get(fleet) {
             followed.progress.notify_one();
         }
@@ -313,7 +364,7 @@ impl Fleets {
     /// Tells that an operator rejected or decommissioned a device of a fleet.
     pub fn changed(&self, fleet: &FleetId) {
         if let Some(followed) = self.followed().get(fleet) {
-            followed.changes.send_modify(|count| *count += 1);
+            followed.changes.tell();
         }
     }
 

@@ -18,6 +18,8 @@ use std::{
 use longshore_protocol::DeviceId;
 use tokio::{sync::Notify, time::Instant};
 
+use crate::replica::{Notice, Notices};
+
 /// What a session is told, the most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -129,15 +131,26 @@ struct Sessions {
 
 /// The connected devices.
 #[derive(Debug, Default)]
-pub struct Hub(Mutex<Sessions>);
+pub struct Hub {
+    sessions: Mutex<Sessions>,
+    notices: Notices,
+}
 
 impl Hub {
+    /// No devices yet, at one of several replicas.
+    pub fn among(notices: Notices) -> Self {
+        Self {
+            sessions: Mutex::default(),
+            notices,
+        }
+    }
+
     /// How many pokes there were so far: to be asked before a device that connects is looked up.
     pub fn pokes(&self) -> Pokes {
         self.sessions().pokes
     }
 
-    /// Registers a session of `device`; an older one is told to end. Where there were pokes since `looked_up`,
+    /// Registers a session of `device`; an older one is told to end, at whatever replica. Where there were pokes since `looked_up`,
     /// one may have been meant for this device, and the session is told to look.
     pub fn connect(&self, device: &DeviceId, looked_up: Pokes) -> Arc<Session> {
         let session = Arc::new(Session::new());
@@ -149,10 +162,19 @@ impl Hub {
             session.tell(Signal::Stop);
         }
         let older = sessions.by_device.insert(device.clone(), session.clone());
+        drop(sessions);
         if let Some(older) = older {
             older.tell(Signal::Replaced);
         }
+        self.notices.tell([Notice::Here(device.clone())]);
         session
+    }
+
+    /// Ends the session of a device that is connected to another replica by now.
+    pub fn moved_away(&self, device: &DeviceId) {
+        if let Some(session) = self.sessions().by_device.get(device) {
+            session.tell(Signal::Replaced);
+        }
     }
 
     /// Forgets a session, unless a newer one of the device is there.
@@ -169,15 +191,28 @@ impl Hub {
         self.sessions().by_device.contains_key(device)
     }
 
-    /// Makes these devices' sessions look, where they are connected.
+    /// Makes these devices' sessions look, where they are connected, at whatever replica.
     pub fn poke<'a>(&self, devices: impl IntoIterator<Item = &'a DeviceId>) {
+        let elsewhere = self.poke_here(devices);
+        let notices = elsewhere.into_iter().cloned().map(Notice::Device);
+        self.notices.tell(notices);
+    }
+
+    /// Makes these devices' sessions look, where they are connected here. Returns those that are not.
+    pub fn poke_here<'a>(
+        &self,
+        devices: impl IntoIterator<Item = &'a DeviceId>,
+    ) -> Vec<&'a DeviceId> {
         let mut sessions = self.sessions();
         sessions.pokes.0 += 1;
-        for device in devices {
-            if let Some(session) = sessions.by_device.get(device) {
+        let is_elsewhere = |device: &&DeviceId| match sessions.by_device.get(*device) {
+            Some(session) => {
                 session.tell(Signal::Look);
+                false
             }
-        }
+            None => true,
+        };
+        devices.into_iter().filter(is_elsewhere).collect()
     }
 
     /// Ends the sessions of devices that were not heard for `silence`, and lets time pass for those that owe an
@@ -208,7 +243,7 @@ impl Hub {
     }
 
     fn sessions(&self) -> std::sync::MutexGuard<'_, Sessions> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -56,6 +56,10 @@ pub struct Metrics {
     pub pushes: Counter,
     /// Pushes to hosted repos that were refused.
     pub pushes_refused: Counter,
+    /// Living replicas of the controller, this one included.
+    pub replicas: Gauge,
+    /// Fleets that this replica works for; 0 where it is the only one there can be.
+    pub leases: Gauge,
     /// Resident memory of the process, in bytes.
     resident_memory: Gauge<f64, AtomicU64>,
 }
@@ -91,6 +95,8 @@ impl Default for Metrics {
             webhooks: Family::default(),
             pushes: Counter::default(),
             pushes_refused: Counter::default(),
+            replicas: Gauge::default(),
+            leases: Gauge::default(),
             resident_memory: Gauge::default(),
         };
         metrics.register();
@@ -194,6 +200,21 @@ impl Metrics {
             "pushes_refused",
             "Pushes to hosted repos that were refused",
             self.pushes_refused.clone(),
+        );
+        self.register_process();
+    }
+
+    fn register_process(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "replicas",
+            "Living replicas that share the database",
+            self.replicas.clone(),
+        );
+        registry.register(
+            "leases",
+            "Fleets that this replica holds the lease of",
+            self.leases.clone(),
         );
         registry.register(
             "resident_memory_bytes",

@@ -36,8 +36,10 @@ use crate::{
     builds::{Asker, Builds, Purpose},
     clock,
     error::chain,
+    fleets::Changes,
     hub::Hub,
     metrics::Metrics,
+    replica::Lease,
     rollout::{self, Guard, Wanted},
     source::{
         Observation,
@@ -86,7 +88,7 @@ pub struct Parts {
     /// Takes what the tracked branch says, for those who work with it too.
     pub readings: watch::Sender<Option<Arc<Reading>>>,
     /// Counts passes that changed a device's state, for those who wait for an approval.
-    pub changes: watch::Sender<u64>,
+    pub changes: Changes,
     /// Says that the fleet's status or a device's desired state moved.
     pub progress: Arc<Notify>,
     /// Remembers.
@@ -97,6 +99,8 @@ pub struct Parts {
     pub hub: Arc<Hub>,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Under what it writes.
+    pub lease: Lease,
 }
 
 /// One fleet's reconciler. What it remembers between passes only saves work.
@@ -302,7 +306,7 @@ impl Reconciler {
     /// Ends a pass that got no further than the fleet's status.
     async fn finish(&self, before: &FleetStatus, after: FleetStatus) -> Result<(), ReconcileError> {
         if *before != after {
-            let mut db = self.parts.store.write().await?;
+            let mut db = self.parts.lease.write(&self.parts.store).await?;
             fleets::set_status(&mut db, &self.parts.fleet, &after).await?;
             db.commit().await.map_err(StoreError::from)?;
             self.parts.progress.notify_one();

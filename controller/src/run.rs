@@ -35,9 +35,12 @@ use crate::{
     hosting::Hosting,
     hub::Hub,
     metrics::Metrics,
-    replica::ReplicaId,
+    replica::{
+        Replica,
+        common::{self, CommonError},
+    },
     secret::{self, Keyring},
-    store::{Store, StoreError, devices, tenants},
+    store::{Store, StoreError, tenants},
     tasks::Tasks,
     tls::{self, TlsListener},
 };
@@ -59,6 +62,9 @@ pub enum RunError {
     /// The master key failed.
     #[error("the secret key cannot be used")]
     Secret(#[from] secret::SecretError),
+    /// The database is not this controller's.
+    #[error("the database cannot be shared")]
+    Common(#[from] CommonError),
     /// The certificate authority failed.
     #[error("the certificate authority cannot be used")]
     Ca(#[from] crate::ca::CaError),
@@ -174,12 +180,16 @@ impl Foundation {
         };
         let keyring = Arc::new(Keyring::open(&data_dir, config.secret_key.as_ref())?);
         let now = clock::now_ms();
-        let ca = Arc::new(Ca::open(
-            &data_dir,
-            config.ca.clone(),
-            &config.trust_domain,
-            now,
-        )?);
+        let ca = || Ca::open(&data_dir, config.ca.clone(), &config.trust_domain, now);
+        let is_shared = store.peers().is_some();
+        if is_shared {
+            common::check_key(&store, &keyring).await?;
+        }
+        let ca = if is_shared && config.ca.is_none() {
+            common::authority(&store, &keyring, &data_dir, ca).await?
+        } else {
+            ca()?
+        };
         let renderer = Kustomize::detect(config.render.clone()).await?;
         info!(
             renderer = renderer.describe(),
@@ -191,7 +201,7 @@ impl Foundation {
             data_dir,
             store,
             keyring,
-            ca,
+            ca: Arc::new(ca),
             renderer,
         })
     }
@@ -234,6 +244,7 @@ struct Serving {
 }
 
 impl Serving {
+    #[expect(clippy::too_many_lines, reason = "each part is wired once")]
     async fn start(
         self,
         config: &Config,
@@ -254,7 +265,8 @@ impl Serving {
         } = self.addresses;
         let tasks = self.tasks;
         let metrics = Arc::new(Metrics::default());
-        let hub = Arc::new(Hub::default());
+        let replica = Replica::join(&store, &metrics, &tasks).await?;
+        let hub = Arc::new(Hub::among(replica.notices.clone()));
         let description = renderer.describe();
         let fleets = Arc::new(Fleets::new(
             data_dir.clone(),
@@ -271,8 +283,10 @@ impl Serving {
             metrics.clone(),
             tasks.clone(),
             public_url.clone(),
+            replica.clone(),
         ));
         fleets.follow_all().await?;
+        fleets.keep_up();
 
         let certificates = Arc::new(Certificates::open(
             ca.clone(),
@@ -286,7 +300,7 @@ impl Serving {
             hub: hub.clone(),
             lookups: Lookups::new(store.clone(), metrics.clone()),
             recorder: Recorder::new(
-                ReplicaId::random(),
+                replica.id,
                 store.clone(),
                 hub.clone(),
                 metrics.clone(),
@@ -387,10 +401,17 @@ async fn prepare(store: &Store, data_dir: &Path, now: u64) -> Result<(), RunErro
     }
     let hash = secret::hash(token.expose_secret());
     let administrator = tenants::Operator::Administrator;
-    tenants::insert_api_token(&mut db, hash, &administrator, BOOTSTRAP, now).await?;
+    // Each data directory has a token of its own; those of other replicas' directories hold, too.
+    let label = if store.peers().is_some() {
+        let make = || secret::generate("");
+        let directory = files::read_or_create_secret(&data_dir.join("directory-id"), make)?;
+        format!("{BOOTSTRAP} {}", directory.expose_secret())
+    } else {
+        BOOTSTRAP.to_owned()
+    };
+    tenants::insert_api_token(&mut db, hash, &administrator, &label, now).await?;
     // Deleting the file and starting again is how a leaked token is revoked.
-    tenants::delete_other_api_tokens(&mut db, hash, BOOTSTRAP).await?;
-    devices::reset_connections(&mut db).await?;
+    tenants::delete_other_api_tokens(&mut db, hash, &label).await?;
     db.commit().await.map_err(StoreError::from)?;
     Ok(())
 }

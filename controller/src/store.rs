@@ -10,12 +10,21 @@
 pub mod content;
 pub mod devices;
 pub mod fleets;
+pub mod peers;
 pub mod previews;
 pub mod proposals;
+pub mod replicas;
+pub mod shared;
 pub mod tenants;
 pub mod tokens;
 
-use std::{fmt::Write as _, path::Path, str::FromStr, sync::Once, time::Duration};
+use std::{
+    fmt::Write as _,
+    path::Path,
+    str::FromStr,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use longshore_protocol::Generation;
 use serde::{Serialize, de::DeserializeOwned};
@@ -24,6 +33,8 @@ use sqlx::{
     any::{AnyPoolOptions, install_default_drivers},
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
+
+use self::peers::Peers;
 
 /// How many rows one bulk statement writes: with at most sixteen columns, within both engines' limits.
 const ROWS_PER_STATEMENT: usize = 1000;
@@ -49,6 +60,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         5,
         "fleets_at_scale",
         include_str!("../migrations/0005_fleets_at_scale.sql"),
+    ),
+    (
+        8,
+        "replicas",
+        include_str!("../migrations/0008_replicas.sql"),
     ),
 ];
 
@@ -102,6 +118,9 @@ pub enum StoreError {
     /// No honest device counted so far.
     #[error("generation {0} is out of range")]
     GenerationOutOfRange(Generation),
+    /// Another replica works for the fleet by now.
+    #[error("another replica works for the fleet by now")]
+    LeaseLost,
     /// A unique value is taken.
     #[error("it exists already")]
     Duplicate(#[source] sqlx::Error),
@@ -127,6 +146,7 @@ impl From<sqlx::Error> for StoreError {
 pub struct Store {
     pool: AnyPool,
     engine: Engine,
+    peers: Option<Arc<Peers>>,
 }
 
 impl Store {
@@ -170,6 +190,11 @@ impl Store {
                         ] {
                             sqlx::query(pragma).execute(&mut *connection).await?;
                         }
+                    } else {
+                        // A replica that stands still in a transaction must not keep its leases from others.
+                        sqlx::query("SET idle_in_transaction_session_timeout = 5000")
+                            .execute(&mut *connection)
+                            .await?;
                     }
                     Ok(())
                 })
@@ -179,13 +204,29 @@ impl Store {
             .map_err(StoreError::Database)?;
         match migrator(engine).run(&pool).await {
             Err(MigrateError::VersionMissing(version)) => Err(StoreError::NewerSchema { version }),
-            done => Ok(done.map(|()| Self { pool, engine })?),
+            done => {
+                done?;
+                let peers = match engine {
+                    Engine::Sqlite => None,
+                    Engine::Postgres => Some(Arc::new(Peers::open(url)?)),
+                };
+                Ok(Self {
+                    pool,
+                    engine,
+                    peers,
+                })
+            }
         }
     }
 
     /// Which database it is.
     pub fn engine(&self) -> Engine {
         self.engine
+    }
+
+    /// The way to other controllers with this store, where the engine can have any.
+    pub fn peers(&self) -> Option<&Arc<Peers>> {
+        self.peers.as_ref()
     }
 
     /// A connection, for reading.
@@ -204,6 +245,9 @@ impl Store {
 
     /// Waits for what is under way and closes the connections.
     pub async fn close(&self) {
+        if let Some(peers) = &self.peers {
+            peers.close().await;
+        }
         self.pool.close().await;
     }
 }

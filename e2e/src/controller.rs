@@ -53,6 +53,21 @@ impl Controller {
         Ok(controller)
     }
 
+    /// Prepares one that listens at these addresses, public and edge, whatever its URLs say.
+    pub fn at(
+        data_dir: &Path,
+        options: ControllerOptions,
+        listens: (SocketAddr, SocketAddr),
+    ) -> Self {
+        Self {
+            data_dir: data_dir.to_owned(),
+            options,
+            listens: Some(listens),
+            process: None,
+            quiet: false,
+        }
+    }
+
     /// Starts it with the data directory and the addresses of before, and waits until it is ready.
     ///
     /// # Errors
@@ -120,7 +135,7 @@ impl Controller {
             Ok((address("address")?, address("edge-address")?))
         })
         .await?;
-        self.listens = Some(listens);
+        self.listens.get_or_insert(listens);
         let api = self.api()?;
         let process = self.process()?;
         eventually("an answering controller", async || {

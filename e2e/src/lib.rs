@@ -17,6 +17,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod balancer;
 pub mod cli;
 pub mod controller;
 pub mod edge;
@@ -27,6 +28,7 @@ pub mod pki;
 pub mod postgres;
 pub mod process;
 pub mod programs;
+pub mod replicas;
 pub mod repo;
 pub mod wait;
 pub mod webhook;
@@ -34,11 +36,13 @@ pub mod world;
 
 pub use agent::Agent;
 pub use api::Api;
+pub use balancer::Balancer;
 pub use controller::{Controller, ControllerOptions};
 pub use enroll::Candidate;
 pub use forge::Forge;
 pub use metrics::Metrics;
 pub use process::Process;
+pub use replicas::Replicas;
 pub use repo::{FleetRepo, WorkingCopy};
 pub use wait::eventually;
 pub use world::{World, WorldOptions};

@@ -138,7 +138,11 @@ impl Process {
         Ok(kibibytes * 1024)
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// Where the program is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
         kill_process(pid.context("no process id")?, signal)
             .with_context(|| format!("signal {}", self.name))

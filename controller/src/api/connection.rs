@@ -84,5 +84,6 @@ async fn replace(api: &Api, fleet: &Fleet, connection: Option<Vec<u8>>) -> Resul
         .ok_or_else(|| ApiError::not_found("fleet", &fleet.id.name))?;
     db.commit().await?;
     api.fleets.follow(&now).await?;
+    api.fleets.announce();
     Ok(())
 }

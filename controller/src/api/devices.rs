@@ -96,6 +96,8 @@ pub(super) async fn approve(
                 .ok_or_else(|| ApiError::not_found("fleet", &fleet.id.name))?;
             let changes = api.fleets.changes(&fleet.id);
             branches.merge(&device).await?;
+            // Another replica may be the one that approves.
+            api.fleets.look(&fleet.id);
             if let Some(mut changes) = changes {
                 // The answer shows the device approved, unless that takes unusually long.
                 let limit = std::time::Duration::from_secs(5);

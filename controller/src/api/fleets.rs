@@ -76,6 +76,7 @@ pub(super) async fn create(
     }
     db.commit().await?;
     api.fleets.follow(&fleet).await?;
+    api.fleets.announce();
     let mut db = api.store.read().await?;
     let created = CreatedFleet {
         fleet: view(&api, &mut db, fleet).await?,

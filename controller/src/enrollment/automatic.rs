@@ -122,7 +122,7 @@ impl Pass<'_> {
         let (there, gone): (Vec<&Device>, Vec<&Device>) = ours
             .iter()
             .partition(|device| matches!(tree.entry(&self.parts.folder(device)), Ok(Some(_))));
-        let mut db = self.parts.store.write().await?;
+        let mut db = self.parts.lease.write(&self.parts.store).await?;
         for device in gone {
             let tenant = &self.parts.fleet.tenant;
             devices::set_folder_to_delete(&mut db, tenant, &device.id, false).await?;

@@ -34,8 +34,10 @@ use super::{
 };
 use crate::{
     error::chain,
+    fleets::Changes,
     forge::{Forge, watch::PullRequests},
     reconcile::Reading,
+    replica::Lease,
     source::{
         Observation,
         carried::{Carried, Ground},
@@ -99,11 +101,13 @@ pub struct Branches {
     /// Says "look".
     pub poke: Arc<Notify>,
     /// Counts changes of devices' states, and of what they wait for.
-    pub changes: watch::Sender<u64>,
+    pub changes: Changes,
     /// Makes the source look.
     pub source: Arc<Notify>,
     /// Remembers.
     pub store: Store,
+    /// Under what it writes.
+    pub lease: Lease,
 }
 
 /// What the passes remember. All of it only saves work, but for pauses that the forge asked for.

@@ -366,7 +366,7 @@ impl<'a> Pass<'a> {
         seen: &[DeviceId],
     ) -> Result<(), BranchError> {
         let tenant = &self.parts.fleet.tenant;
-        let mut db = self.parts.store.write().await?;
+        let mut db = self.parts.lease.write(&self.parts.store).await?;
         devices::reject(&mut db, &self.parts.fleet, rejected).await?;
         devices::set_branch_pushed(&mut db, tenant, seen).await?;
         let unassigned: Vec<_> = anew.iter().map(|id| Assignment::none(id.clone())).collect();
@@ -394,7 +394,7 @@ impl<'a> Pass<'a> {
         }
         self.pending = waiting;
         if !rejected.is_empty() {
-            self.parts.changes.send_modify(|count| *count += 1);
+            self.parts.changes.tell();
         }
         Ok(())
     }
@@ -473,7 +473,7 @@ impl<'a> Pass<'a> {
             .iter()
             .filter_map(|branch| self.proposals.get(branch).cloned())
             .collect();
-        let mut db = self.parts.store.write().await?;
+        let mut db = self.parts.lease.write(&self.parts.store).await?;
         proposals::put(&mut db, &self.parts.fleet, &changed).await?;
         devices::assign(&mut db, &self.parts.fleet.tenant, assignments).await?;
         db.commit().await.map_err(StoreError::from)?;

@@ -95,10 +95,10 @@ impl Pass<'_> {
         if news.is_empty() {
             return Ok(());
         }
-        let mut db = self.parts.store.write().await?;
+        let mut db = self.parts.lease.write(&self.parts.store).await?;
         devices::put_waiting(&mut db, &self.parts.fleet, &news).await?;
         db.commit().await.map_err(StoreError::from)?;
-        self.parts.changes.send_modify(|count| *count += 1);
+        self.parts.changes.tell();
         Ok(())
     }
 

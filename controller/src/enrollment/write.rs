@@ -440,7 +440,7 @@ impl Pass<'_> {
         let free: Vec<_> = of_branch
             .map(|it| Assignment::none(it.id.clone()))
             .collect();
-        let mut db = self.parts.store.write().await?;
+        let mut db = self.parts.lease.write(&self.parts.store).await?;
         devices::assign(&mut db, &self.parts.fleet.tenant, &free).await?;
         proposals::delete(&mut db, &self.parts.fleet, branch).await?;
         db.commit().await.map_err(StoreError::from)?;

@@ -35,7 +35,7 @@ pub struct PullRequests {
 }
 
 /// Follows one repo's pull requests until `shutdown`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Watch {
     /// The forge.
     pub forge: Arc<dyn Forge>,

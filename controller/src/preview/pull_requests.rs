@@ -35,6 +35,7 @@ use crate::{
     builds::ensure::EnsureError,
     error::chain,
     forge::{Forge, ForgeError, PullRequest, watch::PullRequests},
+    replica::Lease,
     source::{
         Observation,
         git::GitError,
@@ -91,7 +92,7 @@ impl UpdateError {
 }
 
 /// Follows one fleet's pull requests.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Previews {
     /// The fleet.
     pub fleet: FleetId,
@@ -111,6 +112,8 @@ pub struct Previews {
     pub store: Store,
     /// Leads to the whole reports.
     pub link: Link,
+    /// Under what it writes.
+    pub lease: Lease,
 }
 
 /// What a run remembers: pauses, which a restart may forget.
@@ -253,7 +256,7 @@ impl Previews {
         closed.retain(|number| !open.contains(number));
         for number in closed {
             self.mirror.forget_proposal(&proposal(number)).await?;
-            let mut db = self.store.write().await?;
+            let mut db = self.lease.write(&self.store).await?;
             previews::delete(&mut db, &self.fleet, number).await?;
             db.commit().await.map_err(StoreError::from)?;
         }

@@ -59,13 +59,13 @@ impl Reconciler {
             return Ok(devices);
         }
         let id = &self.parts.fleet;
-        let mut db = self.parts.store.write().await?;
+        let mut db = self.parts.lease.write(&self.parts.store).await?;
         let revision = refs.tracked.as_ref().map(|commit| commit.id.to_string());
         let reason = format!("revision {} has its key", revision.unwrap_or_default());
         devices::set_state(&mut db, id, &approved, DeviceState::Active, &reason).await?;
         devices::describe(&mut db, id, &described).await?;
         db.commit().await.map_err(StoreError::from)?;
-        self.parts.changes.send_modify(|count| *count += 1);
+        self.parts.changes.tell();
         Ok(devices)
     }
 }

@@ -89,7 +89,7 @@ impl Reconciler {
             .desired_changes
             .inc_by(moves.len() as u64);
         if !plan.decommissions.is_empty() {
-            self.parts.changes.send_modify(|count| *count += 1);
+            self.parts.changes.tell();
         }
         self.parts
             .hub
@@ -106,7 +106,7 @@ impl Reconciler {
         let Execution { plan, commit, .. } = execution;
         let fleet = &self.parts.fleet;
         let tenant = &fleet.tenant;
-        let mut db = self.parts.store.write().await?;
+        let mut db = self.parts.lease.write(&self.parts.store).await?;
         content::put_objects(&mut db, tenant, &execution.fresh_objects).await?;
         content::put_sets(
             &mut db,

@@ -18,7 +18,7 @@ use longshore_protocol::{
 use sqlx::{AnyConnection, FromRow};
 
 pub use self::{
-    connections::{Coming, Connection, put_connections, reset_connections},
+    connections::{Coming, Connection, lagging_at, put_connections},
     describe::{Description, describe},
     pending::{
         Assignment, Waiting, assign, ended, of_enrollment, put_waiting, reject, set_branch_pushed,

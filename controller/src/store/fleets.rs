@@ -1,12 +1,15 @@
 //! Fleets and their revisions.
 
+use std::collections::BTreeMap;
+
 use longshore_protocol::{Condition, FleetName, TenantName, api::HeldRemoval};
+use serde::{Deserialize, Serialize};
 use sqlx::{AnyConnection, FromRow};
 
 use super::{StoreError, from_json, json, parse, signed, unsigned};
 
 /// Which fleet of which tenant.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FleetId {
     /// The tenant.
     pub tenant: TenantName,
@@ -49,6 +52,23 @@ pub struct Fleet {
     pub changes: u64,
     /// When it was made.
     pub created_at: u64,
+}
+
+/// Which fleet it is behind its name, and how it is reached: where that changes, it is followed anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FleetLink {
+    created_at: u64,
+    connection: Option<Vec<u8>>,
+}
+
+impl Fleet {
+    /// What it takes to follow it.
+    pub fn link(&self) -> FleetLink {
+        FleetLink {
+            created_at: self.created_at,
+            connection: self.connection.clone(),
+        }
+    }
 }
 
 /// What the last reconciliation found.
@@ -163,11 +183,30 @@ pub async fn insert(db: &mut AnyConnection, fleet: &Fleet) -> Result<(), StoreEr
 }
 
 /// Every fleet of every tenant: what the controller follows.
-pub async fn all(db: &mut AnyConnection) -> Result<Vec<Fleet>, StoreError> {
-    let rows: Vec<Row> = sqlx::query_as("SELECT * FROM fleets ORDER BY tenant, name")
+pub async fn links(db: &mut AnyConnection) -> Result<BTreeMap<FleetId, FleetLink>, StoreError> {
+    #[derive(FromRow)]
+    struct Row {
+        tenant: String,
+        name: String,
+        created_at: i64,
+        connection: Option<Vec<u8>>,
+    }
+    let rows: Vec<Row> = sqlx::query_as("SELECT tenant, name, created_at, connection FROM fleets")
         .fetch_all(db)
         .await?;
-    rows.into_iter().map(TryInto::try_into).collect()
+    rows.into_iter()
+        .map(|row| {
+            let id = FleetId {
+                tenant: parse(&row.tenant, "fleets.tenant")?,
+                name: parse(&row.name, "fleets.name")?,
+            };
+            let link = FleetLink {
+                created_at: unsigned(row.created_at),
+                connection: row.connection,
+            };
+            Ok((id, link))
+        })
+        .collect()
 }
 
 /// The tenant's fleets, by name.

@@ -61,7 +61,7 @@ pub async fn exists(db: &mut AnyConnection, name: &TenantName) -> Result<bool, S
     Ok(row.is_some())
 }
 
-/// Remembers an operator's token by its hash.
+/// Remembers an operator's token by its hash. One that is known gets the label.
 pub async fn insert_api_token(
     db: &mut AnyConnection,
     hash: Digest,
@@ -75,7 +75,7 @@ pub async fn insert_api_token(
     };
     sqlx::query(
         "INSERT INTO api_tokens (hash, tenant, label, created_at) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (hash) DO NOTHING",
+         ON CONFLICT (hash) DO UPDATE SET label = excluded.label",
     )
     .bind(hash.to_string())
     .bind(tenant)

@@ -20,6 +20,7 @@ mod hosting;
 mod journey;
 mod previews;
 mod removals;
+mod replicas;
 mod repo_faults;
 mod restarts;
 mod settings;

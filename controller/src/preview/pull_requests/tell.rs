@@ -89,7 +89,7 @@ impl Previews {
             Finding::Pending | Finding::Fork | Finding::TooLarge(_) => None,
         };
         // The whole report is there before anything leads to it.
-        let mut db = self.store.write().await?;
+        let mut db = self.lease.write(&self.store).await?;
         previews::put(&mut db, &self.fleet, reported, report).await?;
         db.commit().await.map_err(StoreError::from)?;
         let told = &mut reported.told;
@@ -162,7 +162,7 @@ impl Previews {
     }
 
     async fn remember(&self, pull: &PullRequest, told: &Told) -> Result<(), UpdateError> {
-        let mut db = self.store.write().await?;
+        let mut db = self.lease.write(&self.store).await?;
         previews::set_told(&mut db, &self.fleet, pull.number, told).await?;
         db.commit().await.map_err(StoreError::from)?;
         Ok(())

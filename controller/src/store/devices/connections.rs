@@ -1,4 +1,4 @@
-//! Where devices are connected, and when they were last heard of.
+//! Where devices are connected, and when they were last heard of. A connection counts while its replica lives.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use sqlx::{AnyConnection, FromRow};
 
 use crate::{
     replica::ReplicaId,
-    store::{StoreError, fleets::FleetId, in_chunks, signed, unsigned},
+    store::{StoreError, fleets::FleetId, in_chunks, parse, signed, unsigned},
 };
 
 /// Whether a device is connected, and when it last came or went.
@@ -87,17 +87,37 @@ pub async fn put_connections(
     Ok(())
 }
 
-/// Forgets all connections, of all replicas.
-pub async fn reset_connections(db: &mut AnyConnection) -> Result<(), StoreError> {
-    sqlx::query("UPDATE connections SET replica = NULL WHERE replica IS NOT NULL")
-        .execute(db)
-        .await?;
-    Ok(())
+/// The devices that this replica has, and that do not hold what they should since `late` or longer, or are no longer
+/// active.
+pub async fn lagging_at(
+    db: &mut AnyConnection,
+    replica: &ReplicaId,
+    late: u64,
+) -> Result<Vec<DeviceId>, StoreError> {
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "SELECT devices.id FROM connections
+         JOIN devices ON devices.tenant = connections.tenant AND devices.id = connections.device
+         LEFT JOIN desired
+             ON desired.tenant = connections.tenant AND desired.device = connections.device
+         LEFT JOIN observed
+             ON observed.tenant = connections.tenant AND observed.device = connections.device
+         WHERE connections.replica = $1 AND (devices.state <> 'active' OR desired.since < $2
+             AND (observed.device IS NULL OR observed.generation <> desired.generation
+                 OR observed.digest <> desired.digest))",
+    )
+    .bind(replica.as_str())
+    .bind(signed(late))
+    .fetch_all(db)
+    .await?;
+    rows.into_iter()
+        .map(|(id,)| parse(&id, "devices.id"))
+        .collect()
 }
 
 #[derive(FromRow)]
 struct Row {
     device: String,
+    /// Null where it is not alive.
     replica: Option<String>,
     seen_at: i64,
 }
@@ -117,12 +137,15 @@ pub(super) async fn connection(
     tenant: &TenantName,
     device: &DeviceId,
 ) -> Result<Connection, StoreError> {
-    let row: Option<Row> =
-        sqlx::query_as("SELECT * FROM connections WHERE tenant = $1 AND device = $2")
-            .bind(tenant.as_str())
-            .bind(device.as_str())
-            .fetch_optional(db)
-            .await?;
+    let row: Option<Row> = sqlx::query_as(
+        "SELECT connections.device, replicas.id AS replica, connections.seen_at
+             FROM connections LEFT JOIN replicas ON replicas.id = connections.replica
+             WHERE connections.tenant = $1 AND connections.device = $2",
+    )
+    .bind(tenant.as_str())
+    .bind(device.as_str())
+    .fetch_optional(db)
+    .await?;
     Ok(row.map(Into::into).unwrap_or_default())
 }
 
@@ -132,8 +155,10 @@ pub(super) async fn connections(
     fleet: &FleetId,
 ) -> Result<HashMap<String, Connection>, StoreError> {
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT connections.* FROM connections JOIN devices
+        "SELECT connections.device, replicas.id AS replica, connections.seen_at
+         FROM connections JOIN devices
              ON devices.tenant = connections.tenant AND devices.id = connections.device
+         LEFT JOIN replicas ON replicas.id = connections.replica
          WHERE devices.tenant = $1 AND devices.fleet = $2",
     )
     .bind(fleet.tenant.as_str())

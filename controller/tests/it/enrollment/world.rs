@@ -9,11 +9,13 @@ use git2::Oid;
 use longshore_controller::{
     builds::Builds,
     enrollment::branches::Branches,
+    fleets::Changes,
     forge::{
         Forge,
         watch::{PullRequests, Watch},
     },
     reconcile::{Parts, Reconciler},
+    replica::{Lease, Notices},
     source::{Observation, Source, mirror::Mirror},
     store::{
         Store,
@@ -294,7 +296,7 @@ fn start(
     let (found, observation) = watch::channel(Observation::default());
     let (listed, pull_requests) = watch::channel(PullRequests::default());
     let (readings, reading) = watch::channel(None);
-    let changes = watch::Sender::new(0);
+    let changes = Changes::new(fleet.id.clone(), Notices::nobody());
     let forge = with_host.then(|| host.clone() as Arc<dyn Forge>);
     let branches = Branches {
         fleet: fleet.id.clone(),
@@ -310,6 +312,7 @@ fn start(
         changes: changes.clone(),
         source: Arc::default(),
         store: store.clone(),
+        lease: Lease::always(),
     };
     let source = Source {
         mirror: mirror.clone(),
@@ -338,6 +341,7 @@ fn start(
         builds,
         hub: Arc::default(),
         metrics: Arc::default(),
+        lease: Lease::always(),
     });
     if let Some(forge) = forge {
         let watch = Watch {

@@ -6,6 +6,7 @@ use git2::Oid;
 use longshore_controller::{
     forge::{PullRequest, StatusState, watch::PullRequests},
     preview::{Link, pull_requests::Previews},
+    replica::Lease,
     secret::Keyring,
     source::{Observation, mirror::Mirror},
     store::{
@@ -81,6 +82,7 @@ impl Hosted {
             engine: self.world.engine.clone(),
             store: self.world.store.clone(),
             link: link(),
+            lease: Lease::always(),
         };
         self.task = Some(tokio::spawn(previews.run(self.stop.clone())));
     }

@@ -8,6 +8,7 @@ use longshore_controller::{
     fleets::Fleets,
     hub::Hub,
     metrics::Metrics,
+    replica::Replica,
     secret::Keyring,
     store::{
         Store, content,
@@ -386,6 +387,7 @@ fn start(
         metrics.clone(),
         tasks.clone(),
         "https://longshore.example".to_owned(),
+        Replica::alone(),
     );
     (Arc::new(fleets), tasks)
 }

@@ -617,8 +617,15 @@ async fn a_device_is_where_it_came_last(database: Database) {
     devices::put_connections(&mut db, &here, &came)
         .await
         .unwrap();
+    assert_eq!(at(&mut db, one).await, (false, Some(5)), "not alive");
+    longshore_controller::store::replicas::alone(&mut db, &here)
+        .await
+        .unwrap();
     assert_eq!(at(&mut db, one).await, (true, Some(5)));
     devices::put_connections(&mut db, &there, &[coming(one, true, 7)])
+        .await
+        .unwrap();
+    longshore_controller::store::replicas::alone(&mut db, &there)
         .await
         .unwrap();
     let went = [coming(one, false, 8), coming(two, false, 9)];
@@ -627,7 +634,9 @@ async fn a_device_is_where_it_came_last(database: Database) {
         .unwrap();
     assert_eq!(at(&mut db, one).await, (true, Some(7)));
     assert_eq!(at(&mut db, two).await, (false, Some(9)));
-    devices::reset_connections(&mut db).await.unwrap();
+    longshore_controller::store::replicas::alone(&mut db, &here)
+        .await
+        .unwrap();
     assert_eq!(at(&mut db, one).await, (false, Some(7)));
 }
 

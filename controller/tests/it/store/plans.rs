@@ -11,6 +11,7 @@ use longshore_controller::store::{
     Engine, content,
     devices::{self, Description},
     fleets::{self, FleetStatus, Revision},
+    replicas,
     tenants::{self, Operator},
     tokens,
 };
@@ -91,7 +92,8 @@ async fn every_lookup_uses_an_index() {
                 // The values of a bulk statement are scanned, and these are asked for as a whole.
                 let as_a_whole = sql.starts_with("SELECT name, created_at FROM tenants")
                     || sql.starts_with("SELECT * FROM fleets ORDER BY")
-                    || sql.starts_with("UPDATE connections SET replica = NULL WHERE replica IS");
+                    || sql.starts_with("SELECT tenant, name, created_at, connection FROM fleets")
+                    || sql.starts_with("DELETE FROM replicas");
                 let grows = [
                     "devices",
                     "desired",
@@ -158,7 +160,7 @@ async fn use_everything(database: &Database) {
         .unwrap();
     tenants::operator(db, hash).await.unwrap();
 
-    fleets::all(db).await.unwrap();
+    fleets::links(db).await.unwrap();
     fleets::list(db, tenant).await.unwrap();
     fleets::find(db, &shops).await.unwrap();
     fleets::set_status(db, &shops, &FleetStatus::default())
@@ -213,7 +215,8 @@ async fn use_everything(database: &Database) {
     devices::set_facts(db, &[(tenant, &first.id, &BTreeMap::new())])
         .await
         .unwrap();
-    devices::reset_connections(db).await.unwrap();
+    devices::lagging_at(db, &replica, 1).await.unwrap();
+    replicas::alone(db, &replica).await.unwrap();
 
     let build = Ok(vec![object.clone()]);
     content::put_build(db, tenant, key, &build, 1)
