@@ -5,6 +5,7 @@
 //! and nothing is decompressed past its announced size.
 
 mod codec;
+mod patch;
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,7 @@ use crate::{Condition, Digest, Entry, Generation, Object, ObjectKey, object::Inv
 pub const MAX_DEVICE_FRAME: usize = 512 * 1024;
 /// The largest frame that a device accepts from the controller, in bytes.
 pub const MAX_CONTROL_FRAME: usize = 4 * 1024 * 1024;
-/// The most bytes of bodies that a [`ControlMessage::Delta`] carries; a larger change is offered instead.
+/// The most bytes of bodies that a [`ControlMessage::Delta`] stands for; a larger change is offered instead.
 pub const MAX_DELTA_BODIES: u64 = 1024 * 1024;
 /// The most bytes of compressed bodies in one [`ControlMessage::Objects`].
 pub const MAX_PART: usize = 256 * 1024;
@@ -25,8 +26,11 @@ pub const MAX_OBJECT: u64 = 4 * 1024 * 1024;
 /// The most objects of one manifest set, so that an offer or a `Need` of them fits a frame.
 pub const MAX_OBJECTS: usize = 10_000;
 
-pub use self::codec::objects_in_parts;
 pub(crate) use self::codec::{compressed_bound, decompress};
+pub use self::{
+    codec::objects_in_parts,
+    patch::{PATCHES, Patch, patched},
+};
 
 /// A manifest set that a device holds, by reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +163,8 @@ pub enum ControlMessage {
         target: Digest,
         /// Objects to add or replace.
         upserts: Vec<Object>,
+        /// Objects to replace, by their difference from those of the base.
+        patches: Vec<Patch>,
         /// Objects to remove.
         removals: Vec<ObjectKey>,
     },

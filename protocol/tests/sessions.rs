@@ -13,8 +13,11 @@ use std::{
 };
 
 use longshore_protocol::{
-    Digest, Generation, ManifestSet, Object,
-    message::{ControlMessage, DeviceMessage, Hello, objects_in_parts},
+    Digest, Entry, Generation, ManifestSet, Object,
+    message::{
+        ControlMessage, DeviceMessage, Hello, PATCHES, Patch, RejectReason, objects_in_parts,
+        patched,
+    },
     session::{
         ControlSession, DeviceSession, Holding, RESEND_AFTER_MS,
         control::{self, Desired},
@@ -107,6 +110,7 @@ struct World {
     bodies: BTreeMap<Digest, Object>,
     control: ControlSession,
     // The device.
+    takes_patches: bool,
     ledger: Option<Arc<Holding>>,
     device: DeviceSession,
     disk_full: bool,
@@ -115,10 +119,15 @@ struct World {
     to_device: Vec<Vec<u8>>,
     to_control: Vec<Vec<u8>>,
     bytes_to_device: usize,
+    patches: usize,
 }
 
 impl World {
     fn new() -> Self {
+        Self::with_patches(false)
+    }
+
+    fn with_patches(takes_patches: bool) -> Self {
         let mut world = Self {
             now: 0,
             generation: Generation::default(),
@@ -126,6 +135,7 @@ impl World {
             sets: BTreeMap::new(),
             bodies: BTreeMap::new(),
             control: ControlSession::new(),
+            takes_patches,
             ledger: None,
             device: DeviceSession::new(None),
             disk_full: false,
@@ -133,13 +143,17 @@ impl World {
             to_device: Vec::new(),
             to_control: Vec::new(),
             bytes_to_device: 0,
+            patches: 0,
         };
         world.connect();
         world
     }
 
     fn push(&mut self, versions: &Versions) {
-        let objects = objects(versions);
+        self.push_objects(objects(versions));
+    }
+
+    fn push_objects(&mut self, objects: Vec<Object>) {
         let set = Arc::new(ManifestSet::of(&objects).unwrap());
         let unchanged = self.generation > Generation::default()
             && set.digest() == ManifestSet::of(&self.desired).unwrap().digest();
@@ -161,7 +175,11 @@ impl World {
         self.to_control.clear();
         self.control = ControlSession::new();
         self.device(device::Event::Disconnected);
-        self.device(device::Event::Connected(Hello::default()));
+        let capabilities = self.takes_patches.then(|| PATCHES.to_owned());
+        self.device(device::Event::Connected(Hello {
+            capabilities: capabilities.into_iter().collect(),
+            ..Hello::default()
+        }));
     }
 
     fn control(&mut self, event: control::Event) {
@@ -193,12 +211,14 @@ impl World {
                     base,
                     target,
                     delta,
+                    previous,
                 } => {
-                    let upserts = delta
-                        .upserts
-                        .iter()
-                        .map(|entry| self.bodies[&entry.digest].clone())
-                        .collect();
+                    let bodies = |entries: &[Entry]| -> Vec<_> {
+                        let digests = entries.iter().map(|entry| entry.digest);
+                        digests.map(|it| self.bodies[&it].clone()).collect()
+                    };
+                    let (upserts, patches) = patched(bodies(&delta.upserts), &bodies(&previous));
+                    self.patches += patches.len();
                     let removals = delta.removals;
                     self.send(&ControlMessage::Delta {
                         generation,
@@ -206,6 +226,7 @@ impl World {
                         base,
                         target,
                         upserts,
+                        patches,
                         removals,
                     });
                 }
@@ -345,8 +366,9 @@ proptest! {
     fn sessions_converge_and_never_regress(
         first in vec(0_u8..4, 4),
         steps in vec(step(), 0..60),
+        takes_patches in any::<bool>(),
     ) {
-        let mut world = World::new();
+        let mut world = World::with_patches(takes_patches);
         world.push(&first);
         for step in steps {
             world.step(step);
@@ -367,6 +389,34 @@ proptest! {
         let held: Vec<_> = ledger.objects().cloned().collect();
         prop_assert_eq!(ManifestSet::of(&held).unwrap(), target);
         prop_assert_eq!(world.control.held(), Some(ledger.held()));
+        prop_assert!(takes_patches || world.patches == 0, "a device gets what it does not know");
+    }
+
+    /// Whatever is changed in a delta on its way, the device takes what was meant or says that it does not, and ends
+    /// with the desired set.
+    #[test]
+    fn a_damaged_delta_is_refused_and_made_good(
+        damages in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        takes_patches in any::<bool>(),
+    ) {
+        let mut world = World::with_patches(takes_patches);
+        world.push(&vec![1, 1, 1, 1]);
+        world.settle();
+        world.push(&vec![1, 2, 2, 0]);
+        let mut frame = world.to_device.remove(0);
+        for (at, byte) in damages {
+            let at = at.index(frame.len());
+            frame[at] = byte;
+        }
+        // A frame that cannot be read ends the connection.
+        match ControlMessage::decode(&frame) {
+            Ok(Some(message)) => world.device(device::Event::Message(message)),
+            Ok(None) => {}
+            Err(_) => world.connect(),
+        }
+        world.settle();
+        let target = ManifestSet::of(&world.desired).unwrap();
+        prop_assert_eq!(world.ledger.clone().unwrap().set().digest(), target.digest());
     }
 }
 
@@ -387,6 +437,75 @@ fn a_small_change_travels_as_a_small_delta() {
         world.ledger.as_ref().unwrap().generation(),
         Generation::from(2)
     );
+}
+
+#[test]
+fn a_change_of_a_large_object_travels_as_a_patch() {
+    let large = |field: &str| {
+        let text = noise(1, 30_000);
+        Object::from_value(&json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "large"}, "data": {"field": field, "text": text}}))
+        .unwrap()
+    };
+    for takes_patches in [true, false] {
+        let mut world = World::with_patches(takes_patches);
+        world.push_objects(vec![large("before")]);
+        world.settle();
+        world.bytes_to_device = 0;
+        world.push_objects(vec![large("after")]);
+        world.settle();
+        let bytes = world.bytes_to_device;
+        assert_eq!(bytes < 300, takes_patches, "{bytes} bytes");
+        assert_eq!(world.patches, usize::from(takes_patches));
+        assert_eq!(world.ledger.unwrap().generation(), Generation::from(2));
+    }
+}
+
+#[test]
+fn a_patch_that_does_not_fit_leads_to_an_offer() {
+    let mut world = World::with_patches(true);
+    world.push(&vec![0, 1, 1, 1]);
+    world.settle();
+    world.push(&vec![0, 1, 1, 2]);
+    let Ok(Some(ControlMessage::Delta {
+        generation,
+        revision,
+        base,
+        target,
+        removals,
+        ..
+    })) = ControlMessage::decode(&world.to_device.remove(0))
+    else {
+        panic!("a delta")
+    };
+    let held = world.ledger.as_ref().unwrap().set().entries()[0].digest;
+    for (previous, size) in [(Digest::of(b"not held"), 10), (held, 10), (held, u64::MAX)] {
+        let patch = Patch {
+            previous,
+            size,
+            data: vec![1, 2, 3],
+        };
+        world.device(device::Event::Message(ControlMessage::Delta {
+            generation,
+            revision: revision.clone(),
+            base,
+            target,
+            upserts: Vec::new(),
+            patches: vec![patch.clone(), patch],
+            removals: removals.clone(),
+        }));
+        let answer = DeviceMessage::decode(world.to_control.last().unwrap());
+        assert!(matches!(
+            answer,
+            Ok(Some(DeviceMessage::Reject {
+                reason: RejectReason::DigestMismatch,
+                ..
+            }))
+        ));
+    }
+    world.settle();
+    let target = ManifestSet::of(&world.desired).unwrap();
+    assert_eq!(world.ledger.unwrap().set().digest(), target.digest());
 }
 
 #[test]

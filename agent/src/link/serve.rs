@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use futures_util::{SinkExt as _, StreamExt as _};
 use longshore_protocol::{
     Generation,
-    message::{ControlMessage, Hello},
+    message::{ControlMessage, Hello, PATCHES},
     session::{
         DeviceSession, Holding,
         device::{Effect, Event},
@@ -77,7 +77,7 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
         reports.mark_changed();
         let hello = Hello {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: Vec::new(),
+            capabilities: vec![PATCHES.to_owned()],
             runtime: self.link.runtime.to_owned(),
             ledger: None,
             facts: self.link.facts.clone(),

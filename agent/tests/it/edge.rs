@@ -12,6 +12,7 @@ use longshore_protocol::{
     DeviceId, Digest, Generation, ManifestSet, Object,
     message::{
         ControlMessage, DeviceMessage, Held, Hello, RejectReason, StatusReport, objects_in_parts,
+        patched,
     },
     session::{
         ControlSession,
@@ -271,6 +272,7 @@ async fn carry_out(
             base,
             target,
             delta,
+            previous,
         } => {
             world.seen.send_modify(|seen| seen.deltas += 1);
             let objects = world.objects.lock().unwrap().clone();
@@ -279,12 +281,15 @@ async fn carry_out(
                 .iter()
                 .map(|entry| objects[&entry.digest].clone())
                 .collect();
+            let previous = previous.iter().map(|entry| &objects[&entry.digest]);
+            let (upserts, patches) = patched(upserts, previous);
             ControlMessage::Delta {
                 generation,
                 revision,
                 base,
                 target,
                 upserts,
+                patches,
                 removals: delta.removals,
             }
         }

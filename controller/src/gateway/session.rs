@@ -6,7 +6,9 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use longshore_protocol::{
     DeviceId, DeviceName, Digest, Entry, Generation,
     api::DeviceState,
-    message::{ControlMessage, DeviceMessage, Held, RejectReason, StatusReport, objects_in_parts},
+    message::{
+        ControlMessage, DeviceMessage, Held, RejectReason, StatusReport, objects_in_parts, patched,
+    },
     session::{
         ControlSession,
         control::{self, Effect, Event},
@@ -224,6 +226,7 @@ impl Session {
                 base,
                 target,
                 delta,
+                previous,
             } => {
                 let objects = self.objects(&delta.upserts).await?;
                 let upserts = delta
@@ -231,6 +234,8 @@ impl Session {
                     .iter()
                     .filter_map(|entry| objects.get(&entry.digest).cloned())
                     .collect();
+                let previous = self.objects(&previous).await?;
+                let (upserts, patches) = patched(upserts, previous.values());
                 let removals = delta.removals;
                 self.gateway.metrics.deltas.inc();
                 self.send_manifests(&ControlMessage::Delta {
@@ -239,6 +244,7 @@ impl Session {
                     base,
                     target,
                     upserts,
+                    patches,
                     removals,
                 })
                 .await?;

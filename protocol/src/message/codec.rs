@@ -4,7 +4,7 @@ use prost::Message as _;
 
 use super::{
     ControlMessage, DecodeError, DeviceMessage, Held, Hello, MAX_DELTA_BODIES, MAX_PART, Part,
-    Phase, RejectReason, StatusReport,
+    Patch, Phase, RejectReason, StatusReport,
 };
 use crate::{Condition, ConditionStatus, Digest, Entry, Generation, Object, ObjectKey, wire};
 
@@ -117,6 +117,7 @@ impl ControlMessage {
                 base,
                 target,
                 upserts,
+                patches,
                 removals,
             } => {
                 let bodies = wire::Bodies {
@@ -137,6 +138,14 @@ impl ControlMessage {
                     target: bytes_of(target),
                     upserts,
                     removals: removals.into_iter().map(Into::into).collect(),
+                    patches: patches
+                        .into_iter()
+                        .map(|patch| wire::Patch {
+                            previous: bytes_of(patch.previous),
+                            size: patch.size,
+                            data: patch.data,
+                        })
+                        .collect(),
                 })
             }
             Self::Offer {
@@ -198,6 +207,17 @@ impl ControlMessage {
                 base: digest_of(&delta.base, "base")?,
                 target: digest_of(&delta.target, "target")?,
                 upserts: bodies_of(&delta.upserts)?,
+                patches: delta
+                    .patches
+                    .into_iter()
+                    .map(|patch| {
+                        Ok(Patch {
+                            previous: digest_of(&patch.previous, "previous")?,
+                            size: patch.size,
+                            data: patch.data,
+                        })
+                    })
+                    .collect::<Result<_, DecodeError>>()?,
                 removals: delta.removals.into_iter().map(Into::into).collect(),
             },
             Kind::Offer(offer) => Self::Offer {
@@ -492,6 +512,11 @@ mod tests {
                 base: held.digest,
                 target: Digest::of(b"t"),
                 upserts: vec![thing.clone()],
+                patches: vec![Patch {
+                    previous: held.digest,
+                    size: 9,
+                    data: vec![1, 2, 3],
+                }],
                 removals: vec![thing.key().clone()],
             },
             ControlMessage::Offer {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::{
     Delta, Digest, Entry, Generation, ManifestSet, manifest,
     message::{
-        ControlMessage, DeviceMessage, Held, Hello, MAX_DELTA_BODIES, RejectReason, StatusReport,
+        ControlMessage, DeviceMessage, Held, Hello, MAX_DELTA_BODIES, PATCHES, RejectReason,
+        StatusReport,
     },
     session::RESEND_AFTER_MS,
 };
@@ -57,6 +58,9 @@ pub enum Effect {
         target: Digest,
         /// What changes.
         delta: Delta,
+        /// Entries of the base that the delta replaces: the driver makes [patches](crate::message::patched) of those
+        /// whose bodies it has. Empty where the device takes none.
+        previous: Vec<Entry>,
     },
     /// Send these objects of an offered set; the driver reads the bodies.
     SendObjects {
@@ -112,6 +116,7 @@ struct InFlight {
 #[derive(Debug, Default)]
 pub struct ControlSession {
     greeted: bool,
+    takes_patches: bool,
     held: Option<Held>,
     in_flight: Option<InFlight>,
     poked_in_flight: bool,
@@ -148,6 +153,7 @@ impl ControlSession {
         match message {
             DeviceMessage::Hello(hello) => {
                 self.greeted = true;
+                self.takes_patches = hello.capabilities.iter().any(|it| it == PATCHES);
                 self.held = hello.ledger;
                 self.in_flight = None;
                 vec![
@@ -211,7 +217,7 @@ impl ControlSession {
         let base = desired
             .base
             .filter(|base| self.held.is_some_and(|held| held.digest == base.digest()));
-        let delta = base.map(|base| (base.digest(), manifest::diff(&base, &desired.set)));
+        let delta = base.map(|base| (manifest::diff(&base, &desired.set), base));
         let fits = |delta: &Delta| {
             delta.upserts.iter().map(|entry| entry.size).sum::<u64>() <= MAX_DELTA_BODIES
         };
@@ -223,14 +229,17 @@ impl ControlSession {
             since: now,
         };
         let effect = match delta {
-            Some((base, delta)) if fits(&delta) => {
+            Some((delta, base)) if fits(&delta) => {
                 flight.way = Way::Delta;
+                let replaced = delta.upserts.iter().filter_map(|it| base.entry(&it.key));
+                let previous = replaced.filter(|_| self.takes_patches).cloned().collect();
                 Effect::SendDelta {
                     generation: flight.generation,
                     revision: flight.revision.clone(),
-                    base,
+                    base: base.digest(),
                     target: target.digest,
                     delta,
+                    previous,
                 }
             }
             _ => flight.offer(),

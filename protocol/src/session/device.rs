@@ -8,8 +8,8 @@ use std::{
 use crate::{
     Delta, Digest, Entry, Generation, ManifestSet, Object, ObjectKey, manifest,
     message::{
-        self, ControlMessage, DeviceMessage, Held, Hello, MAX_OBJECT, MAX_OBJECTS, Part,
-        RejectReason, StatusReport,
+        self, ControlMessage, DeviceMessage, Held, Hello, MAX_DELTA_BODIES, MAX_OBJECT,
+        MAX_OBJECTS, Part, Patch, RejectReason, StatusReport,
     },
     session::{Holding, RESEND_AFTER_MS},
 };
@@ -83,6 +83,13 @@ pub struct DeviceSession {
     pieces: BTreeMap<Digest, Vec<u8>>,
     report: Option<StatusReport>,
     link: Link,
+}
+
+/// What a delta carries.
+struct Changes {
+    upserts: Vec<Object>,
+    patches: Vec<Patch>,
+    removals: Vec<ObjectKey>,
 }
 
 #[derive(Debug)]
@@ -178,11 +185,17 @@ impl DeviceSession {
                 base,
                 target,
                 upserts,
+                patches,
                 removals,
-            } => match self.refusal(generation, target) {
-                Some(effects) => effects,
-                None => self.delta(generation, revision, base, target, upserts, removals),
-            },
+            } => {
+                let changes = Changes {
+                    upserts,
+                    patches,
+                    removals,
+                };
+                self.refusal(generation, target)
+                    .unwrap_or_else(|| self.delta(generation, revision, base, target, changes))
+            }
             ControlMessage::Offer {
                 generation,
                 revision,
@@ -229,8 +242,7 @@ impl DeviceSession {
         revision: String,
         base: Digest,
         target: Digest,
-        upserts: Vec<Object>,
-        removals: Vec<ObjectKey>,
+        changes: Changes,
     ) -> Vec<Effect> {
         let Some(holding) = self
             .holding
@@ -243,6 +255,18 @@ impl DeviceSession {
                 format!("the device does not hold {base}"),
             ))];
         };
+        let Changes {
+            mut upserts,
+            patches,
+            removals,
+        } = changes;
+        match unpack(&patches, holding) {
+            Ok(objects) => upserts.extend(objects),
+            Err(message) => {
+                let reason = RejectReason::DigestMismatch;
+                return vec![Effect::Send(reject(generation, reason, message))];
+            }
+        }
         let delta = Delta {
             upserts: upserts.iter().map(Entry::from).collect(),
             removals,
@@ -489,6 +513,26 @@ fn reject(generation: Generation, reason: RejectReason, message: String) -> Devi
         reason,
         message,
     }
+}
+
+/// What the patches make of what is held.
+fn unpack(patches: &[Patch], holding: &Holding) -> Result<Vec<Object>, String> {
+    let announced = patches
+        .iter()
+        .fold(0_u64, |sum, patch| sum.saturating_add(patch.size));
+    if announced > MAX_DELTA_BODIES {
+        return Err(format!("patches announce {announced} bytes"));
+    }
+    patches
+        .iter()
+        .map(|patch| {
+            let previous = holding
+                .objects
+                .get(&patch.previous)
+                .ok_or_else(|| format!("a patch is for {}, which is not held", patch.previous))?;
+            patch.apply(previous).map_err(|error| error.to_string())
+        })
+        .collect()
 }
 
 fn open(compressed: &[u8], size: u64, digest: Digest) -> Result<Object, String> {
