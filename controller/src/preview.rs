@@ -315,7 +315,9 @@ impl Memory {
                     .cloned()
                     .unwrap_or_else(|| DeviceId::from_random([0; 16]))
             };
-            spec.id.get_or_insert_with(id);
+            if spec.id.is_none() {
+                Arc::make_mut(spec).id = Some(id());
+            }
         }
         let closures = &mut self.closures;
         Side::of(fleet, |overlays: BTreeSet<RepoPath>| {

@@ -16,7 +16,10 @@ mod read;
 mod settings;
 mod write;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use longshore_protocol::{DeviceId, DeviceName, Digest};
 
@@ -37,7 +40,7 @@ pub struct Fleet {
     /// What `fleet.yaml` says.
     pub settings: FleetSettings,
     /// The devices without problems.
-    pub devices: BTreeMap<DeviceName, DeviceSpec>,
+    pub devices: BTreeMap<DeviceName, Arc<DeviceSpec>>,
     /// Every device that has a folder, also those with problems.
     pub folders: BTreeSet<DeviceName>,
     /// Every key that a readable `device.yaml` names, also one with problems: whoever has it is not gone.

@@ -6,13 +6,16 @@
 //!
 //! Content is named by [`ContentId`]: equal ids mean equal content. The reverse need not hold.
 
+mod changes;
 mod path;
 mod resolve;
 mod worktree;
 
 use std::{error::Error, fmt, sync::Arc};
 
+pub use changes::Changes;
 pub use path::{InvalidPath, RepoPath};
+pub(crate) use resolve::resolve_noting;
 pub use resolve::{MAX_SYMLINKS, ResolveError, Resolved, resolve};
 pub use worktree::WorkTree;
 

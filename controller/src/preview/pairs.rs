@@ -75,7 +75,9 @@ impl Side {
     }
 
     pub fn devices(&self) -> impl Iterator<Item = &DeviceSpec> {
-        self.fleet.iter().flat_map(|fleet| fleet.devices.values())
+        self.fleet
+            .iter()
+            .flat_map(|fleet| fleet.devices.values().map(AsRef::as_ref))
     }
 
     /// The problem of a device that is to get an overlay that is refused here already. That the overlay is refused is
@@ -131,7 +133,7 @@ pub(super) fn scope(base: &Side, head: &Side) -> Scope {
     let mut pairs = BTreeMap::new();
     let mut added = BTreeMap::new();
     let mut problems = Vec::new();
-    for spec in fleet.devices.values() {
+    for spec in fleet.devices.values().map(AsRef::as_ref) {
         let old = before.take(spec);
         // A device whose overlay is refused keeps what it has.
         let Some(closure) = head.closure(spec) else {

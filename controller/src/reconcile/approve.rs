@@ -3,7 +3,7 @@
 //! A pending device becomes active when a `device.yaml` of the tracked branch names its key, under whatever
 //! name and with whatever edits. Who is rejected, [`crate::enrollment::branches`] finds.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use longshore_fleet::{DeviceSpec, Fleet};
 use longshore_protocol::{Digest, api::DeviceState};
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The fleet's devices by the key that their files vouch for.
-pub(super) fn by_key(fleet: &Fleet) -> HashMap<Digest, &DeviceSpec> {
+pub(super) fn by_key(fleet: &Fleet) -> HashMap<Digest, &Arc<DeviceSpec>> {
     fleet
         .devices
         .values()

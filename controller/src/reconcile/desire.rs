@@ -36,7 +36,7 @@ pub(super) struct Desires {
     pub sets: Sets,
 }
 
-type Sets = HashMap<DeviceId, (InputKey, DeviceSpec, Arc<ManifestSet>)>;
+type Sets = HashMap<DeviceId, (InputKey, Arc<DeviceSpec>, Arc<ManifestSet>)>;
 
 /// What earlier passes found out.
 #[derive(Debug, Default)]
@@ -219,7 +219,7 @@ impl Reconciler {
     fn wanted(
         &self,
         view: &DeviceView,
-        spec: &DeviceSpec,
+        spec: &Arc<DeviceSpec>,
         closures: &OverlayClosures,
         reading: &Reading,
         fresh: &mut Vec<Object>,
@@ -283,7 +283,7 @@ impl Reconciler {
                 is_problem: true,
             }),
             Built::Template(objects) => {
-                let mut variables = spec.clone();
+                let mut variables = (**spec).clone();
                 // The file may leave the id out; the device has one all the same.
                 variables.id = Some(view.device.id.clone());
                 let (objects, set) = of_device(&variables, objects).map_err(|message| Trouble {

@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     problem::Problem,
-    tree::{ContentId, EntryKind, RepoPath, ResolveError, Resolved, Tree, TreeEntry, resolve},
+    tree::{
+        Changes, ContentId, EntryKind, RepoPath, ResolveError, Resolved, Tree, TreeEntry,
+        resolve_noting,
+    },
     yaml::{Value, YamlError},
 };
 
@@ -24,24 +27,32 @@ const MAX_FILES: usize = 10_000;
 /// The longest chain of kustomizations that include each other.
 const MAX_CHAIN: usize = 64;
 
-/// What kustomization files say, by content: good for any tree, so that the next commit costs what it changed.
+/// What earlier walks found, for the next one.
+///
+/// It knows which tree it is about. After [`Self::advance`] it is about the next one, without what the changes may have
+/// touched. For any other tree it only remembers what kustomization files say, by content.
 #[derive(Clone, Debug, Default)]
-pub struct ClosureCache(HashMap<ContentId, Arc<Result<Vec<Reference>, YamlError>>>);
+pub struct ClosureCache {
+    /// The root of the tree that `directories` and `overlays` are about.
+    tree: Option<ContentId>,
+    /// The renderer that `overlays` are for.
+    renderer: String,
+    said: HashMap<ContentId, Arc<Result<Vec<Reference>, YamlError>>>,
+    directories: HashMap<RepoPath, Arc<Walked>>,
+    overlays: HashMap<RepoPath, Overlay>,
+    walks: usize,
+}
 
 /// Finds closures in one tree. Each directory is walked once, however many overlays share it.
 pub struct Closures<'t> {
     tree: &'t dyn Tree,
-    renderer: String,
-    known: ClosureCache,
-    met: ClosureCache,
-    directories: HashMap<RepoPath, Result<Arc<Files>, ClosureError>>,
-    found: HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>,
+    cache: ClosureCache,
 }
 
 impl std::fmt::Debug for Closures<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Closures")
-            .field("renderer", &self.renderer)
+            .field("renderer", &self.cache.renderer)
             .finish_non_exhaustive()
     }
 }
@@ -49,16 +60,159 @@ impl std::fmt::Debug for Closures<'_> {
 /// The files of a directory's closure, and their sizes.
 type Files = BTreeMap<RepoPath, (TreeEntry, u64)>;
 
+/// What the outcome of a walk depends on.
+#[derive(Clone, Debug, Default)]
+struct Trace {
+    /// Where it looked in the tree.
+    looked_at: Vec<RepoPath>,
+    /// The directories whose walks it took in.
+    took_in: Vec<RepoPath>,
+    /// The kustomization file that it read.
+    said: Option<ContentId>,
+}
+
+/// What the walk of one directory found.
+#[derive(Clone, Debug)]
+struct Walked {
+    files: Result<Files, ClosureError>,
+    /// How many directories include each other from here down.
+    height: usize,
+    trace: Trace,
+}
+
+/// An overlay's closure.
+#[derive(Clone, Debug)]
+struct Overlay {
+    closure: Result<Arc<Closure>, ClosureError>,
+    /// `None` where it says nothing about any later look: the tree could not be read, or directories include each
+    /// other in a circle, which looks different from each of them.
+    trace: Option<Trace>,
+}
+
+/// Why a walk ended early.
+enum Halt {
+    /// Because of what one directory says.
+    Here(ClosureError),
+    /// Because of how directories include each other.
+    Chain(ClosureError),
+}
+
+impl<E: Into<ClosureError>> From<E> for Halt {
+    fn from(error: E) -> Self {
+        match error.into() {
+            error @ ClosureError::Refused(_) => Self::Here(error),
+            error @ ClosureError::Tree(_) => Self::Chain(error),
+        }
+    }
+}
+
+impl Halt {
+    fn chain(problem: Problem) -> Self {
+        Self::Chain(problem.into())
+    }
+}
+
 /// What the walk of one directory found so far.
 #[derive(Default)]
 struct Found {
     files: Files,
+    height: usize,
+    trace: Trace,
     /// What needs no second look, however often it is named.
     followed: HashSet<(RepoPath, ReferenceKind)>,
 }
 
 /// The closure of each overlay, or why it has none.
 pub type OverlayClosures = HashMap<RepoPath, Result<Arc<Closure>, ClosureError>>;
+
+impl ClosureCache {
+    /// The closure of an overlay, where it was found before.
+    pub fn closure(&self, overlay: &RepoPath) -> Option<&Result<Arc<Closure>, ClosureError>> {
+        Some(&self.overlays.get(overlay)?.closure)
+    }
+
+    /// How many directories were walked so far.
+    pub fn walks(&self) -> usize {
+        self.walks
+    }
+
+    /// Goes on to the tree that `changes` lead to, and forgets what they may have touched.
+    pub fn advance(&mut self, changes: &Changes) {
+        if self.tree != Some(changes.before()) {
+            self.forget_tree();
+        }
+        self.tree = Some(changes.after());
+        let mut holds = HashMap::new();
+        self.overlays.retain(|_path, overlay| {
+            overlay
+                .trace
+                .as_ref()
+                .is_some_and(|trace| still_holds(trace, &self.directories, changes, &mut holds))
+        });
+        let stale: Vec<_> = self
+            .directories
+            .iter()
+            .filter(|(path, walked)| match holds.get(*path) {
+                Some(holds) => !*holds,
+                None => !still_holds(&walked.trace, &self.directories, changes, &mut holds),
+            })
+            .map(|(path, _walked)| path.clone())
+            .collect();
+        for path in stale {
+            self.directories.remove(&path);
+        }
+    }
+
+    /// Forgets all but these overlays, and what only others needed.
+    pub fn retain(&mut self, mut is_used: impl FnMut(&RepoPath) -> bool) {
+        self.overlays.retain(|path, _overlay| is_used(path));
+        let mut said = HashSet::new();
+        let mut used = HashSet::new();
+        let mut ahead = Vec::new();
+        for trace in self.overlays.values().filter_map(|it| it.trace.as_ref()) {
+            said.extend(trace.said);
+            ahead.extend(trace.took_in.iter());
+        }
+        while let Some(path) = ahead.pop() {
+            if let Some(walked) = self.directories.get(path)
+                && used.insert(path.clone())
+            {
+                said.extend(walked.trace.said);
+                ahead.extend(walked.trace.took_in.iter());
+            }
+        }
+        self.directories.retain(|path, _walked| used.contains(path));
+        self.said.retain(|id, _references| said.contains(id));
+    }
+
+    fn forget_tree(&mut self) {
+        self.tree = None;
+        self.directories.clear();
+        self.overlays.clear();
+    }
+}
+
+/// Whether a walk would come to the same after these changes. `known` has the answers for directories.
+fn still_holds(
+    trace: &Trace,
+    directories: &HashMap<RepoPath, Arc<Walked>>,
+    changes: &Changes,
+    known: &mut HashMap<RepoPath, bool>,
+) -> bool {
+    if trace.looked_at.iter().any(|path| changes.concern(path)) {
+        return false;
+    }
+    trace.took_in.iter().all(|path| {
+        if let Some(holds) = known.get(path) {
+            return *holds;
+        }
+        let holds = directories
+            .get(path)
+            .is_some_and(|walked| still_holds(&walked.trace, directories, changes, known));
+        known.insert(path.clone(), holds);
+        holds
+    })
+}
 
 impl<'t> Closures<'t> {
     /// Over `tree`, for the renderer with this [identity](crate::render::Render::identity).
@@ -67,20 +221,24 @@ impl<'t> Closures<'t> {
     }
 
     /// The same, knowing what an earlier walk learned.
-    pub fn with_cache(tree: &'t dyn Tree, renderer: &str, cache: ClosureCache) -> Self {
-        Self {
-            tree,
-            renderer: renderer.to_owned(),
-            known: cache,
-            met: ClosureCache::default(),
-            directories: HashMap::new(),
-            found: HashMap::new(),
+    pub fn with_cache(tree: &'t dyn Tree, renderer: &str, mut cache: ClosureCache) -> Self {
+        // A tree that cannot be read says so when it is walked.
+        let root = tree.entry(&RepoPath::root()).ok().flatten();
+        let root = root.map(|entry| entry.id);
+        if root.is_none() || cache.tree != root {
+            cache.forget_tree();
+            cache.tree = root;
         }
+        if cache.renderer != renderer {
+            cache.overlays.clear();
+            renderer.clone_into(&mut cache.renderer);
+        }
+        Self { tree, cache }
     }
 
-    /// What this walk learned, for the next one; what only earlier walks met is forgotten.
+    /// What was learned, for the next walk.
     pub fn into_cache(self) -> ClosureCache {
-        self.met
+        self.cache
     }
 
     /// The closure of the overlay at `path`, which may pass symlinks.
@@ -88,11 +246,20 @@ impl<'t> Closures<'t> {
     /// # Errors
     /// [`ClosureError::Refused`] where the repo's content is at fault.
     pub fn closure(&mut self, path: &RepoPath) -> Result<Arc<Closure>, ClosureError> {
-        if let Some(closure) = self.found.get(path) {
-            return closure.clone();
+        if let Some(known) = self.cache.closure(path) {
+            return known.clone();
         }
-        let closure = self.find(path);
-        self.found.insert(path.clone(), closure.clone());
+        let mut trace = Trace::default();
+        let (closure, trace) = match self.find(path, &mut trace) {
+            Ok(closure) => (Ok(closure), Some(trace)),
+            Err(Halt::Here(error)) => (Err(error), Some(trace)),
+            Err(Halt::Chain(error)) => (Err(error), None),
+        };
+        let overlay = Overlay {
+            closure: closure.clone(),
+            trace,
+        };
+        self.cache.overlays.insert(path.clone(), overlay);
         closure
     }
 
@@ -107,8 +274,8 @@ impl<'t> Closures<'t> {
             .collect()
     }
 
-    fn find(&mut self, path: &RepoPath) -> Result<Arc<Closure>, ClosureError> {
-        let resolved = match resolve(self.tree, path) {
+    fn find(&mut self, path: &RepoPath, trace: &mut Trace) -> Result<Arc<Closure>, Halt> {
+        let resolved = match resolve_noting(self.tree, path, &mut trace.looked_at) {
             Ok(resolved) => resolved,
             Err(ResolveError::Tree(error)) => return Err(error.into()),
             Err(error) => return Err(Problem::at(path, error.to_string()).into()),
@@ -116,11 +283,12 @@ impl<'t> Closures<'t> {
         if resolved.entry.kind != EntryKind::Directory {
             return Err(Problem::at(path, "an overlay must be a directory").into());
         }
-        // Through a symlink the same overlay has the same closure.
-        if resolved.path != *path {
-            return self.closure(&resolved.path);
-        }
-        let files = self.directory(path, &mut Vec::new())?;
+        let path = resolved.path;
+        let walked = self.directory(&path, &mut Vec::new())?;
+        trace.looked_at.extend_from_slice(&walked.trace.looked_at);
+        trace.took_in.clone_from(&walked.trace.took_in);
+        trace.said = walked.trace.said;
+        let files = walked.files.as_ref().map_err(Clone::clone)?;
         let files = files
             .iter()
             .map(|(path, (entry, _size))| ClosureFile {
@@ -129,7 +297,8 @@ impl<'t> Closures<'t> {
                 id: entry.id,
             })
             .collect();
-        Ok(Arc::new(Closure::new(&self.renderer, path.clone(), files)))
+        // Through a symlink the same overlay has the same closure.
+        Ok(Arc::new(Closure::new(&self.cache.renderer, path, files)))
     }
 
     /// All files that building `dir` reads; `chain` holds the directories that led here.
@@ -137,10 +306,7 @@ impl<'t> Closures<'t> {
         &mut self,
         dir: &RepoPath,
         chain: &mut Vec<RepoPath>,
-    ) -> Result<Arc<Files>, ClosureError> {
-        if let Some(files) = self.directories.get(dir) {
-            return files.clone();
-        }
+    ) -> Result<Arc<Walked>, Halt> {
         if let Some(start) = chain.iter().position(|above| above == dir) {
             let names: Vec<String> = chain
                 .iter()
@@ -152,39 +318,67 @@ impl<'t> Closures<'t> {
                 "kustomizations include each other in a cycle: {}",
                 names.join(" -> ")
             );
-            return Err(Problem::at(dir, message).into());
+            return Err(Halt::chain(Problem::at(dir, message)));
         }
-        if chain.len() >= MAX_CHAIN {
+        let known = self.cache.directories.get(dir);
+        let height = known.map_or(1, |walked| walked.height);
+        if let Some(first) = chain.first()
+            && chain.len() + height > MAX_CHAIN
+        {
             let message =
                 format!("more than {MAX_CHAIN} kustomizations include each other in a chain");
-            return Err(Problem::at(dir, message).into());
+            return Err(Halt::chain(Problem::at(first, message)));
         }
+        if let Some(walked) = known {
+            return Ok(walked.clone());
+        }
+        let mut found = Found::default();
         chain.push(dir.clone());
-        let files = self.walk(dir, chain).map(Arc::new);
+        let outcome = self.walk(dir, &mut found, chain);
         chain.pop();
-        self.directories.insert(dir.clone(), files.clone());
-        files
+        self.cache.walks += 1;
+        let files = match outcome {
+            Ok(()) => Ok(found.files),
+            Err(Halt::Here(error)) => Err(error),
+            Err(halt @ Halt::Chain(_)) => return Err(halt),
+        };
+        let walked = Arc::new(Walked {
+            files,
+            height: found.height + 1,
+            trace: found.trace,
+        });
+        self.cache.directories.insert(dir.clone(), walked.clone());
+        Ok(walked)
     }
 
-    fn walk(&mut self, dir: &RepoPath, chain: &mut Vec<RepoPath>) -> Result<Files, ClosureError> {
-        let file = self.kustomization(dir)?;
-        let resolved = self.resolve(&file, None, &file)?;
-        let mut found = Found::default();
-        self.add(&mut found.files, &file, None, &resolved)?;
-        for reference in self.references(&file, resolved.entry.id)? {
-            self.follow(dir, &file, &reference, &mut found, chain)?;
+    fn walk(
+        &mut self,
+        dir: &RepoPath,
+        found: &mut Found,
+        chain: &mut Vec<RepoPath>,
+    ) -> Result<(), Halt> {
+        let file = self.kustomization(dir, &mut found.trace)?;
+        let resolved = self.resolve(&file, &mut found.trace)?;
+        if resolved.entry.kind == EntryKind::Directory {
+            return Err(Problem::at(&file, "it is a directory, but a file is needed").into());
         }
-        bound(&found.files, &file)?;
-        Ok(found.files)
+        self.add(&mut found.files, &file, None, &resolved)?;
+        found.trace.said = Some(resolved.entry.id);
+        for reference in self.references(&file, resolved.entry.id)? {
+            self.follow(dir, &file, &reference, found, chain)?;
+        }
+        Ok(bound(&found.files, &file)?)
     }
 
     /// The one kustomization file of `dir`.
-    fn kustomization(&self, dir: &RepoPath) -> Result<RepoPath, ClosureError> {
+    fn kustomization(&self, dir: &RepoPath, trace: &mut Trace) -> Result<RepoPath, ClosureError> {
         let mut present = Vec::new();
         for name in KUSTOMIZATION_NAMES {
-            if self.tree.entry(&dir.join(name))?.is_some() {
+            let path = dir.join(name);
+            if self.tree.entry(&path)?.is_some() {
                 present.push(name);
             }
+            trace.looked_at.push(path);
         }
         match present.as_slice() {
             [name] => Ok(dir.join(name)),
@@ -204,11 +398,13 @@ impl<'t> Closures<'t> {
         file: &RepoPath,
         id: ContentId,
     ) -> Result<Vec<Reference>, ClosureError> {
-        let parsed = match self.known.0.get(&id).or_else(|| self.met.0.get(&id)) {
-            Some(parsed) => parsed.clone(),
-            None => Arc::new(kustomization::parse(&self.tree.blob(id)?)),
+        let parsed = if let Some(parsed) = self.cache.said.get(&id) {
+            parsed.clone()
+        } else {
+            let parsed = Arc::new(kustomization::parse(&self.tree.blob(id)?));
+            self.cache.said.insert(id, parsed.clone());
+            parsed
         };
-        self.met.0.insert(id, parsed.clone());
         match parsed.as_ref() {
             Ok(references) => Ok(references.clone()),
             Err(error) => Err(Problem::yaml(file, error).into()),
@@ -223,7 +419,7 @@ impl<'t> Closures<'t> {
         reference: &Reference,
         found: &mut Found,
         chain: &mut Vec<RepoPath>,
-    ) -> Result<(), ClosureError> {
+    ) -> Result<(), Halt> {
         let refused = |message: String| Problem::at_line(file, reference.line, message);
         let shown = reference.path.escape_debug();
         if kustomization::is_remote(&reference.path) {
@@ -235,7 +431,7 @@ impl<'t> Closures<'t> {
         let path = dir
             .resolve(&reference.path)
             .map_err(|error| refused(error.to_string()))?;
-        let resolved = match resolve(self.tree, &path) {
+        let resolved = match resolve_noting(self.tree, &path, &mut found.trace.looked_at) {
             Ok(resolved) => resolved,
             Err(ResolveError::Tree(error)) => return Err(error.into()),
             Err(ResolveError::NotFound(_)) if kustomization::looks_remote(&reference.path) => {
@@ -259,15 +455,18 @@ impl<'t> Closures<'t> {
                 Err(refused(format!("`{shown}` is a directory, but a file is needed")).into())
             }
             (EntryKind::Directory, kind) => {
+                found.trace.took_in.push(resolved.path.clone());
                 let below = self.directory(&resolved.path, chain)?;
+                found.height = found.height.max(below.height);
+                let below = below.files.as_ref().map_err(Clone::clone)?;
                 if kind == ReferenceKind::Plugin {
-                    for (path, (entry, _size)) in below.iter() {
+                    for (path, (entry, _size)) in below {
                         self.plugin(dir, path, *entry, found, chain)?;
                     }
                 }
                 let below = below.iter().map(|(path, file)| (path.clone(), *file));
                 found.files.extend(below);
-                bound(&found.files, file)
+                Ok(bound(&found.files, file)?)
             }
             (_, ReferenceKind::Plugin) => {
                 self.plugin(dir, &resolved.path, resolved.entry, found, chain)
@@ -284,14 +483,14 @@ impl<'t> Closures<'t> {
         entry: TreeEntry,
         found: &mut Found,
         chain: &mut Vec<RepoPath>,
-    ) -> Result<(), ClosureError> {
+    ) -> Result<(), Halt> {
         let is_kustomization = path
             .name()
             .is_some_and(|name| KUSTOMIZATION_NAMES.contains(&name));
         if !matches!(entry.kind, EntryKind::File { .. }) || is_kustomization {
             return Ok(());
         }
-        let refused = |error: &YamlError| ClosureError::from(Problem::yaml(path, error));
+        let refused = |error: &YamlError| Halt::from(Problem::yaml(path, error));
         // What is not YAML, kustomize cannot take for a plugin either; it may be the data of one.
         let documents = kustomization::plugin_documents(&self.tree.blob(entry.id)?);
         for document in documents.unwrap_or_default() {
@@ -305,19 +504,10 @@ impl<'t> Closures<'t> {
         Ok(())
     }
 
-    fn resolve(
-        &self,
-        file: &RepoPath,
-        line: Option<u32>,
-        path: &RepoPath,
-    ) -> Result<Resolved, ClosureError> {
-        resolve(self.tree, path).map_err(|error| match error {
+    fn resolve(&self, file: &RepoPath, trace: &mut Trace) -> Result<Resolved, ClosureError> {
+        resolve_noting(self.tree, file, &mut trace.looked_at).map_err(|error| match error {
             ResolveError::Tree(error) => ClosureError::Tree(error),
-            error => Problem {
-                line,
-                ..Problem::at(file, error.to_string())
-            }
-            .into(),
+            error => Problem::at(file, error.to_string()).into(),
         })
     }
 

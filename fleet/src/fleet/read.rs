@@ -1,7 +1,8 @@
 //! Reading a fleet from a tree, remembering what was read before.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    hash::Hash,
     sync::Arc,
 };
 
@@ -16,8 +17,8 @@ use crate::{
     closure::KUSTOMIZATION_NAMES,
     problem::Problem,
     tree::{
-        ContentId, EntryKind, InvalidPath, RepoPath, ResolveError, Tree, TreeEntry, TreeError,
-        resolve,
+        Changes, ContentId, EntryKind, InvalidPath, RepoPath, ResolveError, Tree, TreeEntry,
+        TreeError, resolve_noting,
     },
     yaml::{self, Limits, YamlError},
 };
@@ -40,12 +41,31 @@ pub enum FleetError {
 }
 
 /// Reads fleets, one commit after the other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Reader {
     /// By the content of `device.yaml`.
     files: HashMap<ContentId, Parsed>,
     /// By the content of a device's folder.
     folders: HashMap<ContentId, Folder>,
+    /// The devices of the last reading, with what their folders held. Good for the same root.
+    specs: HashMap<DeviceName, (ContentId, Arc<DeviceSpec>)>,
+    root: RepoPath,
+    /// Where else than in `fleet.yaml` and `devices` the last reading looked.
+    looked_at: Vec<RepoPath>,
+    reads: usize,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self {
+            files: HashMap::new(),
+            folders: HashMap::new(),
+            specs: HashMap::new(),
+            root: RepoPath::root(),
+            looked_at: Vec::new(),
+            reads: 0,
+        }
+    }
 }
 
 type Parsed = Arc<Result<DeviceFile, YamlError>>;
@@ -64,7 +84,9 @@ struct Reading<'a> {
     tree: &'a dyn Tree,
     /// Why a directory cannot be an overlay, by its path.
     overlays: HashMap<RepoPath, Option<String>>,
-    devices: BTreeMap<DeviceName, Arc<Result<DeviceFile, YamlError>>>,
+    /// Where it looked for them.
+    looked_at: Vec<RepoPath>,
+    devices: Vec<(DeviceName, Parsed)>,
     fleet: Fleet,
 }
 
@@ -86,7 +108,8 @@ impl Reader {
         let mut reading = Reading {
             tree,
             overlays: HashMap::new(),
-            devices: BTreeMap::new(),
+            looked_at: Vec::new(),
+            devices: Vec::new(),
             fleet: Fleet {
                 settings,
                 devices: BTreeMap::new(),
@@ -96,7 +119,14 @@ impl Reader {
                 problems: Vec::new(),
             },
         };
-        let mut met = Self::default();
+        let mut met = Self {
+            root: root.clone(),
+            reads: self.reads,
+            ..Self::default()
+        };
+        if self.root != *root {
+            self.specs.clear();
+        }
         let devices = root.join("devices");
         for listed in tree.list(&devices)? {
             let Ok(text) = String::from_utf8(listed.name) else {
@@ -130,15 +160,44 @@ impl Reader {
             };
             let folder = self.folder(tree, &path, listed.entry, &mut met)?;
             reading.fleet.folders.insert(name.clone());
-            if let Err(problem) = reading.device(&name, &path, &folder)? {
-                reading.fleet.problems.push(problem.for_device(&name));
+            let known = self.specs.get(&name);
+            let known = known.filter(|(id, _spec)| *id == listed.entry.id);
+            let known = known.map(|(_id, spec)| spec);
+            match reading.device(&name, &path, &folder, known)? {
+                Ok(spec) => {
+                    met.specs
+                        .insert(name.clone(), (listed.entry.id, spec.clone()));
+                    reading.fleet.devices.insert(name, spec);
+                }
+                Err(problem) => reading.fleet.problems.push(problem.for_device(&name)),
             }
         }
+        met.looked_at = std::mem::take(&mut reading.looked_at);
         *self = met;
-        reading.refuse_shared("id", |device| device.id.clone());
-        reading.refuse_shared("publicKey", |device| device.public_key);
+        reading.devices.sort_by(|one, other| one.0.cmp(&other.0));
+        reading.refuse_shared("id", |device| {
+            let (id, line) = device.id.as_ref()?;
+            Some((id, *line))
+        });
+        reading.refuse_shared("publicKey", |device| {
+            let (key, line) = device.public_key.as_ref()?;
+            Some((key, *line))
+        });
         reading.fleet.problems.sort();
         Ok(reading.fleet)
+    }
+
+    /// Whether after these changes a reading may say something else than the last one, which was of the tree before
+    /// them.
+    pub fn is_concerned(&self, changes: &Changes) -> bool {
+        changes.concern(&self.root.join("fleet.yaml"))
+            || changes.reach_into(&self.root.join("devices"))
+            || self.looked_at.iter().any(|path| changes.concern(path))
+    }
+
+    /// How many folders of devices were read so far.
+    pub fn reads(&self) -> usize {
+        self.reads
     }
 
     fn folder(
@@ -148,13 +207,12 @@ impl Reader {
         entry: TreeEntry,
         met: &mut Self,
     ) -> Result<Folder, TreeError> {
-        let folder = match self
-            .folders
-            .get(&entry.id)
-            .or_else(|| met.folders.get(&entry.id))
-        {
-            Some(folder) => folder.clone(),
-            None => self.read_folder(tree, path)?,
+        let known = self.folders.get(&entry.id);
+        let folder = if let Some(folder) = known.or_else(|| met.folders.get(&entry.id)) {
+            folder.clone()
+        } else {
+            met.reads += 1;
+            self.read_folder(tree, path)?
         };
         if let Ok((id, parsed)) = &folder.device {
             met.files.insert(*id, parsed.clone());
@@ -235,13 +293,14 @@ fn read_settings(tree: &dyn Tree, root: &RepoPath) -> Result<FleetSettings, Flee
 }
 
 impl Reading<'_> {
-    /// Adds the device of `folder`, or says what holds it back.
+    /// The device of `folder`, or what holds it back; `known` is what an equal folder at this place said before.
     fn device(
         &mut self,
         name: &DeviceName,
         path: &RepoPath,
         folder: &Folder,
-    ) -> Result<Result<(), Problem>, TreeError> {
+        known: Option<&Arc<DeviceSpec>>,
+    ) -> Result<Result<Arc<DeviceSpec>, Problem>, TreeError> {
         let (_id, parsed) = match &folder.device {
             Ok(device) => device,
             Err((file, message)) => {
@@ -252,6 +311,13 @@ impl Reading<'_> {
                 return Ok(Err(Problem::at(&at, message.clone())));
             }
         };
+        if let (Some(spec), Ok(_)) = (known, parsed.as_ref())
+            && !spec.shared
+        {
+            self.fleet.keys.extend(spec.public_key);
+            self.devices.push((name.clone(), parsed.clone()));
+            return Ok(Ok(spec.clone()));
+        }
         let file = path.join("device.yaml");
         let device = match parsed.as_ref() {
             Ok(device) => device,
@@ -264,7 +330,7 @@ impl Reading<'_> {
             .keys
             .extend(device.public_key.map(|(key, _line)| key));
         // Named twice is wrong for both, even where one of them is wrong for another reason.
-        self.devices.insert(name.clone(), parsed.clone());
+        self.devices.push((name.clone(), parsed.clone()));
         let (given, line) = &device.name;
         if given != name {
             let message = format!(
@@ -295,6 +361,9 @@ impl Reading<'_> {
                 }
             },
         };
+        if let Some(spec) = known {
+            return Ok(Ok(spec.clone()));
+        }
         let spec = DeviceSpec {
             name: name.clone(),
             file,
@@ -305,8 +374,7 @@ impl Reading<'_> {
             shared,
             variables: device.variables.clone(),
         };
-        self.fleet.devices.insert(name.clone(), spec);
-        Ok(Ok(()))
+        Ok(Ok(Arc::new(spec)))
     }
 
     fn overlay(
@@ -325,7 +393,7 @@ impl Reading<'_> {
         let refused = if let Some(refused) = self.overlays.get(&path) {
             refused.clone()
         } else {
-            let refused = not_an_overlay(self.tree, &path)?;
+            let refused = not_an_overlay(self.tree, &path, &mut self.looked_at)?;
             self.overlays.insert(path.clone(), refused.clone());
             refused
         };
@@ -333,20 +401,30 @@ impl Reading<'_> {
     }
 
     /// Holds back all devices that share what must be each device's own.
-    fn refuse_shared<T: Ord>(
+    fn refuse_shared<T: Ord + Hash>(
         &mut self,
         field: &str,
-        value: impl Fn(&DeviceFile) -> Option<(T, u32)>,
+        value: impl Fn(&DeviceFile) -> Option<(&T, u32)>,
     ) {
-        let mut owners: BTreeMap<T, Vec<(&DeviceName, u32)>> = BTreeMap::new();
-        for (name, parsed) in &self.devices {
-            if let Ok(device) = parsed.as_ref()
-                && let Some((value, line)) = value(device)
-            {
-                owners.entry(value).or_default().push((name, line));
-            }
+        let values = || {
+            self.devices.iter().filter_map(|(name, parsed)| {
+                let (value, line) = value(parsed.as_ref().as_ref().ok()?)?;
+                Some((value, (name, line)))
+            })
+        };
+        let mut met = HashSet::with_capacity(self.devices.len());
+        let shared: BTreeSet<_> = values()
+            .filter(|(value, _at)| !met.insert(*value))
+            .map(|(value, _at)| value)
+            .collect();
+        if shared.is_empty() {
+            return;
         }
-        for sharers in owners.into_values().filter(|sharers| sharers.len() > 1) {
+        let mut owners: BTreeMap<&T, Vec<(&DeviceName, u32)>> = BTreeMap::new();
+        for (value, at) in values().filter(|(value, _at)| shared.contains(value)) {
+            owners.entry(value).or_default().push(at);
+        }
+        for sharers in owners.into_values() {
             for (name, line) in &sharers {
                 let Some(spec) = self.fleet.devices.remove(*name) else {
                     continue;
@@ -370,8 +448,12 @@ impl Reading<'_> {
 }
 
 /// Why the directory at `path` cannot be built, as far as can be told without reading it.
-fn not_an_overlay(tree: &dyn Tree, path: &RepoPath) -> Result<Option<String>, TreeError> {
-    let resolved = match resolve(tree, path) {
+fn not_an_overlay(
+    tree: &dyn Tree,
+    path: &RepoPath,
+    looked_at: &mut Vec<RepoPath>,
+) -> Result<Option<String>, TreeError> {
+    let resolved = match resolve_noting(tree, path, looked_at) {
         Ok(resolved) => resolved,
         Err(ResolveError::Tree(error)) => return Err(error),
         Err(error) => return Ok(Some(error.to_string())),
@@ -380,7 +462,10 @@ fn not_an_overlay(tree: &dyn Tree, path: &RepoPath) -> Result<Option<String>, Tr
         return Ok(Some(format!("`{path}` is a file, not a directory")));
     }
     for name in KUSTOMIZATION_NAMES {
-        if tree.entry(&resolved.path.join(name))?.is_some() {
+        let file = resolved.path.join(name);
+        let is_there = tree.entry(&file)?.is_some();
+        looked_at.push(file);
+        if is_there {
             return Ok(None);
         }
     }

@@ -96,6 +96,14 @@ impl RepoPath {
         self.0.split('/').filter(|component| !component.is_empty())
     }
 
+    /// Whether it is inside of `dir`, at any depth.
+    pub fn is_below(&self, dir: &Self) -> bool {
+        match self.0.strip_prefix(dir.as_str()) {
+            Some(rest) => rest.starts_with('/') || dir.is_root() && !rest.is_empty(),
+            None => false,
+        }
+    }
+
     /// Whether it is the repo's root.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()

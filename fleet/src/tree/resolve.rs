@@ -50,6 +50,16 @@ pub enum ResolveError {
 /// # Errors
 /// See [`ResolveError`]; all but [`ResolveError::Tree`] are the repo's.
 pub fn resolve(tree: &dyn Tree, path: &RepoPath) -> Result<Resolved, ResolveError> {
+    resolve_noting(tree, path, &mut Vec::new())
+}
+
+/// The same. Adds to `noted` where it looked: as long as the same stands at these paths (see
+/// [`Changes::concern`](super::Changes::concern)), the outcome is the same.
+pub(crate) fn resolve_noting(
+    tree: &dyn Tree,
+    path: &RepoPath,
+    noted: &mut Vec<RepoPath>,
+) -> Result<Resolved, ResolveError> {
     let mut at = RepoPath::root();
     let mut entry = TreeEntry {
         kind: EntryKind::Directory,
@@ -66,9 +76,11 @@ pub fn resolve(tree: &dyn Tree, path: &RepoPath) -> Result<Resolved, ResolveErro
             // Only from a symlink's target. `at` is free of symlinks, so its parent is the real one.
             at = at.parent().ok_or_else(|| escapes(&symlinks))?;
             entry = directory(tree, &at)?;
+            note(noted, &at);
             continue;
         }
         let here = at.join(&component);
+        note(noted, &here);
         let Some(found) = tree.entry(&here)? else {
             return Err(ResolveError::NotFound(path.clone()));
         };
@@ -92,6 +104,17 @@ pub fn resolve(tree: &dyn Tree, path: &RepoPath) -> Result<Resolved, ResolveErro
         entry,
         symlinks,
     })
+}
+
+/// Whoever notes a path notes what is above it, too; so a walk downwards leaves its end.
+fn note(noted: &mut Vec<RepoPath>, path: &RepoPath) {
+    if let Some(last) = noted.last_mut()
+        && path.is_below(last)
+    {
+        *last = path.clone();
+    } else {
+        noted.push(path.clone());
+    }
 }
 
 fn reversed(path: &str) -> Vec<String> {

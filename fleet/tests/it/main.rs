@@ -9,6 +9,7 @@
     reason = "a helper of a test fails as loudly as the test, and tables are long"
 )]
 
+mod advancing;
 mod closures;
 mod incremental;
 mod reading;

@@ -1,6 +1,6 @@
 //! Whatever changes: a preview names exactly the devices whose rendered sets differ, and what it says of them is so.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use git2::Oid;
 use longshore_controller::builds::outcome::of_device;
@@ -53,7 +53,7 @@ async fn rendered(world: &World, kustomize: &Kustomize, commit: Oid) -> Rendered
     let fleet = Reader::new().read(&*tree, &RepoPath::root()).unwrap();
     let mut rendered = BTreeMap::new();
     for (name, mut spec) in fleet.devices {
-        spec.id = Some(DeviceId::from_random([0; 16]));
+        Arc::make_mut(&mut spec).id = Some(DeviceId::from_random([0; 16]));
         let closure = Closures::new(&*tree, kustomize.identity()).closure(&spec.overlay);
         let objects = match closure {
             Ok(closure) => kustomize.render(&tree, &closure).await.ok(),

@@ -48,6 +48,8 @@ async fn a_commit_that_no_device_reads_changes_nothing() {
     world.enroll([1, 2].map(|n| active(&shops(), n))).await;
     world.reaches(1, 1).await;
     world.reaches(2, 1).await;
+    // The pass that wrote that pokes a little later.
+    world.passes().await;
     let session = world
         .hub
         .connect(&crate::store::samples::device_id(1), world.hub.pokes());

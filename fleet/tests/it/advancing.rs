@@ -1,0 +1,389 @@
+//! From one commit to the next: what is remembered never changes what is found, and a commit costs what it changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use longshore_fleet::{
+    Changes, ClosureCache, Closures, ContentId, EntryKind, Listed, Reader, RepoPath, Tree,
+    TreeEntry, TreeError,
+};
+use longshore_protocol::Digest;
+use proptest::prelude::*;
+
+use crate::{device, path};
+
+/// A tree in memory. Like Git's, its directories' ids are those of their content.
+#[derive(Clone, Debug, Default)]
+struct Files {
+    all: BTreeMap<String, (EntryKind, String)>,
+    entries: BTreeMap<String, TreeEntry>,
+    contents: BTreeMap<ContentId, String>,
+}
+
+/// The same, counting.
+struct Counted<'a> {
+    files: &'a Files,
+    blobs: AtomicUsize,
+}
+
+const FILE: EntryKind = EntryKind::File { executable: false };
+
+fn id(bytes: &[u8]) -> ContentId {
+    ContentId(*Digest::of(bytes).as_bytes())
+}
+
+impl Files {
+    fn of(files: BTreeMap<String, (EntryKind, String)>) -> Self {
+        let mut directories: BTreeMap<String, String> =
+            BTreeMap::from([(String::new(), String::new())]);
+        let mut entries = BTreeMap::new();
+        let mut contents = BTreeMap::new();
+        for (path, (kind, content)) in &files {
+            let entry = TreeEntry {
+                kind: *kind,
+                id: id(content.as_bytes()),
+            };
+            contents.insert(entry.id, content.clone());
+            entries.insert(path.clone(), entry);
+            let mut above = path.as_str();
+            while let Some((parent, _)) = above.rsplit_once('/') {
+                above = parent;
+                let rest = path.strip_prefix(above).unwrap();
+                *directories.entry(above.to_owned()).or_default() +=
+                    &format!("{rest} {entry:?} {content};");
+            }
+            *directories.get_mut("").unwrap() += &format!("{path} {entry:?} {content};");
+        }
+        for (path, content) in directories {
+            let kind = EntryKind::Directory;
+            entries.insert(
+                path,
+                TreeEntry {
+                    kind,
+                    id: id(content.as_bytes()),
+                },
+            );
+        }
+        Self {
+            all: files,
+            entries,
+            contents,
+        }
+    }
+
+    /// Puts a file there, or takes away what is there; what stands in the way goes.
+    fn edit(&self, edit: &Edit) -> Self {
+        let mut files = self.all.clone();
+        let path = &edit.path;
+        let below = format!("{path}/");
+        files.retain(|other, _| {
+            other != path
+                && !other.starts_with(&below)
+                && (edit.content.is_none() || !path.starts_with(&format!("{other}/")))
+        });
+        if let Some(content) = &edit.content {
+            files.insert(path.clone(), content.clone());
+        }
+        Self::of(files)
+    }
+}
+
+impl Tree for Files {
+    fn entry(&self, path: &RepoPath) -> Result<Option<TreeEntry>, TreeError> {
+        Ok(self.entries.get(path.as_str()).copied())
+    }
+
+    fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
+        Ok(self
+            .entries
+            .iter()
+            .filter_map(|(path, entry)| {
+                let path = RepoPath::new(path).unwrap();
+                (path.parent().as_ref() == Some(dir)).then(|| Listed {
+                    name: path.name().unwrap().as_bytes().to_vec(),
+                    entry: *entry,
+                })
+            })
+            .collect())
+    }
+
+    fn size(&self, id: ContentId) -> Result<u64, TreeError> {
+        Ok(self.contents[&id].len() as u64)
+    }
+
+    fn blob(&self, id: ContentId) -> Result<Vec<u8>, TreeError> {
+        Ok(self.contents[&id].clone().into_bytes())
+    }
+}
+
+impl Tree for Counted<'_> {
+    fn entry(&self, path: &RepoPath) -> Result<Option<TreeEntry>, TreeError> {
+        self.files.entry(path)
+    }
+
+    fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
+        self.files.list(dir)
+    }
+
+    fn size(&self, id: ContentId) -> Result<u64, TreeError> {
+        self.files.size(id)
+    }
+
+    fn blob(&self, id: ContentId) -> Result<Vec<u8>, TreeError> {
+        self.blobs.fetch_add(1, Ordering::Relaxed);
+        self.files.blob(id)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Edit {
+    path: String,
+    content: Option<(EntryKind, String)>,
+}
+
+const PLACES: [&str; 8] = [
+    "a",
+    "b",
+    "c",
+    "link",
+    "devices/d1",
+    "devices/d2",
+    "devices/d3",
+    "devices",
+];
+const NAMES: [&str; 7] = [
+    "",
+    "/kustomization.yaml",
+    "/kustomization.yml",
+    "/device.yaml",
+    "/r.yaml",
+    "/deep/r.yaml",
+    "/link",
+];
+
+fn content() -> impl Strategy<Value = (EntryKind, String)> {
+    let references = prop_oneof![
+        Just("../a"),
+        Just("../b"),
+        Just("../c"),
+        Just("../link"),
+        Just("../../a"),
+        Just("../../b"),
+        Just("r.yaml"),
+        Just("deep/r.yaml"),
+        Just("link"),
+        Just("link/r.yaml"),
+        Just("../link/r.yaml"),
+        Just("../a/r.yaml"),
+        Just("../../link"),
+        Just("."),
+        Just(".."),
+        Just("https://example.com/x"),
+    ];
+    let kustomization = (
+        prop_oneof![4 => Just("resources"), 1 => Just("transformers"), 1 => Just("crds")],
+        proptest::collection::vec(references, 0..3),
+    )
+        .prop_map(|(field, references)| (FILE, format!("{field}: [{}]\n", references.join(", "))));
+    let target = prop_oneof![
+        Just("a"),
+        Just("b"),
+        Just("../a"),
+        Just("../b"),
+        Just("deep"),
+        Just("link"),
+        Just("../link"),
+        Just("a/../b"),
+        Just("a/deep/../../c"),
+        Just("../../.."),
+        Just("devices/d1"),
+        Just("nowhere"),
+    ];
+    let file = (
+        0..3_u8,
+        proptest::option::of(prop_oneof![
+            Just("../../a"),
+            Just("../../link"),
+            Just("../../b/deep")
+        ]),
+        0..3_u8,
+    )
+        .prop_map(|(name, overlay, key)| {
+            let overlay = overlay
+                .map(|it| format!("  overlay: {it}\n"))
+                .unwrap_or_default();
+            let key = Digest::of(&[key]);
+            (
+                FILE,
+                device(
+                    &format!("d{name}"),
+                    &format!("spec:\n{overlay}  publicKey: {key}\n"),
+                ),
+            )
+        });
+    prop_oneof![
+        4 => kustomization,
+        2 => target.prop_map(|target| (EntryKind::Symlink, target.to_owned())),
+        2 => file,
+        1 => (0..4_u8).prop_map(|n| (FILE, format!("apiVersion: builtin\nkind: PatchTransformer\nmetadata: {{name: p{n}}}\npath: r.yaml\n"))),
+    ]
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    let place = prop::sample::select(PLACES.as_slice());
+    let name = prop_oneof![1 => Just(NAMES[0]), 6 => prop::sample::select(&NAMES[1..])];
+    (place, name, proptest::option::weighted(0.8, content())).prop_map(|(place, name, content)| {
+        Edit {
+            path: format!("{place}{name}"),
+            content,
+        }
+    })
+}
+
+/// All that is found, as text where it is an error.
+fn found(reader: &mut Reader, cache: &mut ClosureCache, tree: &dyn Tree) -> (String, Vec<String>) {
+    let fleet = reader.read(tree, &RepoPath::root());
+    let overlays: BTreeSet<RepoPath> = PLACES
+        .iter()
+        .chain(&["link/deep", "a/deep"])
+        .map(|it| path(it))
+        .collect();
+    let mut walker = Closures::with_cache(tree, "renderer", std::mem::take(cache));
+    let closures = overlays
+        .iter()
+        .map(|overlay| match walker.closure(overlay) {
+            Ok(closure) => format!("{overlay}: {closure:?}"),
+            Err(error) => format!("{overlay}: {error}"),
+        })
+        .collect();
+    *cache = walker.into_cache();
+    cache.retain(|path| overlays.contains(path));
+    (format!("{fleet:?}"), closures)
+}
+
+fn start() -> Files {
+    let file = |path: &str, content: &str| (path.to_owned(), (FILE, content.to_owned()));
+    Files::of(BTreeMap::from([
+        file(
+            "fleet.yaml",
+            "apiVersion: longshore.dev/v1alpha1\nkind: Fleet\nmetadata: {name: shops}\n",
+        ),
+        file("a/kustomization.yaml", "resources: [r.yaml, ../b]\n"),
+        file("a/r.yaml", "a"),
+        file("b/kustomization.yaml", "resources: [r.yaml]\n"),
+        file("b/r.yaml", "b"),
+        file("devices/d1/device.yaml", &device("d1", "")),
+        file("devices/d1/kustomization.yaml", "resources: [../../a]\n"),
+        file(
+            "devices/d2/device.yaml",
+            &device("d2", "spec:\n  overlay: ../../link\n"),
+        ),
+        ("link".to_owned(), (EntryKind::Symlink, "a".to_owned())),
+    ]))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn going_on_finds_what_starting_afresh_finds(
+        commits in proptest::collection::vec(proptest::collection::vec(edit(), 0..3), 1..10),
+    ) {
+        let (mut reader, mut cache) = (Reader::new(), ClosureCache::default());
+        let mut tree = start();
+        let (mut fleet, _) = found(&mut reader, &mut cache, &tree);
+        for edits in commits {
+            let next = edits.iter().fold(tree.clone(), |tree, edit| tree.edit(edit));
+            let changes = Changes::between(&tree, &next, 1000).unwrap().unwrap();
+            prop_assert_eq!(changes.concern(&RepoPath::root()), false);
+            cache.advance(&changes);
+            let is_concerned = reader.is_concerned(&changes);
+            let incremental = found(&mut reader, &mut cache, &next);
+            let afresh = found(&mut Reader::new(), &mut ClosureCache::default(), &next);
+            prop_assert_eq!(&incremental, &afresh);
+            prop_assert!(is_concerned || incremental.0 == fleet, "{:?}", changes);
+            (tree, fleet) = (next, incremental.0);
+        }
+    }
+}
+
+/// Devices with overlays of their own, which share a base.
+fn fleet_of(devices: usize) -> Files {
+    let mut files = start().all;
+    for n in 0..devices {
+        let dir = format!("devices/own-{n}");
+        files.insert(
+            format!("{dir}/device.yaml"),
+            (FILE, device(&format!("own-{n}"), "")),
+        );
+        let own = format!("resources: [../../a, own.yaml]\nnamePrefix: p{n}-\n");
+        files.insert(format!("{dir}/kustomization.yaml"), (FILE, own));
+        files.insert(format!("{dir}/own.yaml"), (FILE, format!("{n}")));
+    }
+    Files::of(files)
+}
+
+/// What a commit costs: blobs read, device folders read, directories walked.
+fn cost(edits: &[(&str, &str)]) -> [usize; 3] {
+    let (mut reader, mut cache) = (Reader::new(), ClosureCache::default());
+    let mut run = |before: Option<&Files>, files: &Files| {
+        let tree = Counted {
+            files,
+            blobs: AtomicUsize::new(0),
+        };
+        if let Some(before) = before {
+            let changes = Changes::between(before, &tree, 1000).unwrap().unwrap();
+            cache.advance(&changes);
+        }
+        let (reads, walks) = (reader.reads(), cache.walks());
+        let fleet = reader.read(&tree, &RepoPath::root()).unwrap();
+        assert_eq!(fleet.problems, []);
+        let mut walker = Closures::with_cache(&tree, "renderer", std::mem::take(&mut cache));
+        for device in fleet.devices.values() {
+            walker.closure(&device.overlay).unwrap();
+        }
+        cache = walker.into_cache();
+        cache.retain(|path| fleet.devices.values().any(|device| device.overlay == *path));
+        [
+            tree.blobs.load(Ordering::Relaxed),
+            reader.reads() - reads,
+            cache.walks() - walks,
+        ]
+    };
+    let before = fleet_of(50);
+    let first = run(None, &before);
+    assert!(first.into_iter().min() > Some(50), "{first:?}");
+    let after = edits.iter().fold(before.clone(), |tree, (path, content)| {
+        tree.edit(&Edit {
+            path: (*path).to_owned(),
+            content: Some((FILE, (*content).to_owned())),
+        })
+    });
+    run(Some(&before), &after)
+}
+
+#[test]
+fn a_commit_costs_what_it_changed() {
+    // `fleet.yaml` is read each time, and the symlink that an overlay passes: these are the two.
+    assert_eq!(cost(&[("README.md", "new")]), [2, 0, 0]);
+    assert_eq!(cost(&[("devices/own-7/own.yaml", "new")]), [2, 1, 1]);
+    let own = "resources: [../../a]\n";
+    assert_eq!(
+        cost(&[("devices/own-7/kustomization.yaml", own)]),
+        [3, 1, 1]
+    );
+    let file = device("own-7", "spec:\n  variables: {A: b}\n");
+    assert_eq!(cost(&[("devices/own-7/device.yaml", &file)]), [3, 1, 0]);
+    // What all devices build on, all are walked for, and what they say is remembered.
+    let [blobs, reads, walks] = cost(&[("b/r.yaml", "new")]);
+    assert_eq!((blobs, reads), (3, 0));
+    assert!((50..56).contains(&walks), "{walks}");
+}
+
+#[test]
+fn too_many_changes_are_none() {
+    let (before, after) = (fleet_of(3), fleet_of(30));
+    assert_eq!(Changes::between(&before, &after, 10).unwrap(), None);
+    assert!(Changes::between(&before, &after, 100).unwrap().is_some());
+}
