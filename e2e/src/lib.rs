@@ -30,6 +30,7 @@ pub mod process;
 pub mod programs;
 pub mod replicas;
 pub mod repo;
+pub mod simulated;
 pub mod wait;
 pub mod webhook;
 pub mod world;

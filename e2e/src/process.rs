@@ -5,6 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -23,6 +24,15 @@ pub struct Process {
     child: Child,
     log: PathBuf,
     quiet: bool,
+}
+
+/// Processor time of a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuTime {
+    /// Its own.
+    pub own: Duration,
+    /// That of its children that ended.
+    pub children: Duration,
 }
 
 impl Process {
@@ -127,15 +137,31 @@ impl Process {
     /// # Errors
     /// Where the program is gone.
     pub fn resident_memory(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()))
+        resident_memory(self.id()).with_context(|| format!("{} is gone", self.name))
+    }
+
+    /// The processor time that it took so far, itself and the children that it waited for (proc(5): `utime`, `stime`,
+    /// `cutime`, `cstime`).
+    ///
+    /// # Errors
+    /// Where the program is gone.
+    pub fn cpu_time(&self) -> Result<CpuTime> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id()))
             .with_context(|| format!("{} is gone", self.name))?;
-        let kibibytes = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.trim().strip_suffix("kB"))
-            .and_then(|number| number.trim().parse::<u64>().ok())
-            .context("the kernel does not tell VmRSS")?;
-        Ok(kibibytes * 1024)
+        // The name of the program may have spaces and parentheses in it.
+        let (_, fields) = stat.rsplit_once(')').context("the kernel tells no times")?;
+        let ticks = |field: usize| -> Result<u64> {
+            let text = fields.split_whitespace().nth(field);
+            Ok(text.context("the kernel tells no times")?.parse()?)
+        };
+        let of = |ticks: u64| {
+            Duration::from_secs(ticks)
+                / u32::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(100)
+        };
+        Ok(CpuTime {
+            own: of(ticks(11)? + ticks(12)?),
+            children: of(ticks(13)? + ticks(14)?),
+        })
     }
 
     /// Sends a signal.
@@ -156,6 +182,21 @@ impl Drop for Process {
             eprintln!("---- {}\n{}", self.name, tail(&self.log(), SHOWN));
         }
     }
+}
+
+/// Resident memory of the process with this id, in bytes (proc(5): `VmRSS` in kibibytes).
+///
+/// # Errors
+/// Where there is no such process.
+pub fn resident_memory(id: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+    let kibibytes = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|rest| rest.trim().strip_suffix("kB"))
+        .and_then(|number| number.trim().parse::<u64>().ok())
+        .context("the kernel does not tell VmRSS")?;
+    Ok(kibibytes * 1024)
 }
 
 /// What a program logs: what the environment says, or else `usual`.

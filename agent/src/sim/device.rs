@@ -138,7 +138,8 @@ impl Device {
             connected,
         };
         let ended = tokio::select! {
-            _ = reconciler.run(stop.clone()) => return,
+            // It runs for as long as the connection is kept up.
+            _ = reconciler.run(CancellationToken::new()) => return,
             ended = self.connect(&enrolled, &stop) => ended,
         };
         enrolled.connected.send_replace(false);
@@ -197,11 +198,15 @@ impl Device {
                 () = flaps(&mut self.behavior, &mut self.random, self.steadiness) => {}
             }
             enrolled.connected.send_replace(false);
-            let away = flaps(&mut self.behavior, &mut self.random, self.steadiness);
+            // One that no longer flaps comes back at once.
+            let behavior = *self.behavior.borrow();
+            let away = behavior
+                .flap_every
+                .mul_f64(self.random.random_range(0.0..2.0));
             tokio::select! {
                 () = stop.cancelled() => return Ok(Ended::Stopped),
-                () = away => {}
-                Ok(()) = self.power.changed() => {}
+                () = time::sleep(away) => {}
+                Ok(_) = self.behavior.wait_for(|now| self.steadiness >= now.flapping) => {}
             }
         }
     }
@@ -244,7 +249,7 @@ impl Device {
     }
 }
 
-/// Returns when it is time for a device of this steadiness to come or go; never for one that does not flap.
+/// Returns when it is time for a device of this steadiness to go; never for one that does not flap.
 async fn flaps(behavior: &mut watch::Receiver<Behavior>, random: &mut StdRng, steadiness: f64) {
     loop {
         let now = *behavior.borrow_and_update();

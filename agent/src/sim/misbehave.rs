@@ -6,11 +6,11 @@ use std::time::Duration;
 use futures_util::{SinkExt as _, StreamExt as _};
 use longshore_protocol::{
     Condition, Digest, Generation,
-    message::{DeviceMessage, Held, Hello, MAX_DEVICE_FRAME, Phase, StatusReport},
+    message::{ControlMessage, DeviceMessage, Held, Hello, MAX_DEVICE_FRAME, Phase, StatusReport},
 };
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::{io::AsyncWriteExt as _, time};
-use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -28,7 +28,7 @@ const SILENCE: Duration = Duration::from_mins(1);
 /// Which rule a device breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Misbehavior {
-    /// Asks for everything again and again, and never reads.
+    /// Asks for all its objects again and again, and reads none of them.
     StopsReading,
     /// Says hello, and then nothing: no ping, no answer, no end.
     HalfOpen,
@@ -109,12 +109,16 @@ async fn connection(
 ) -> Result<(), tokio_tungstenite::tungstenite::Error> {
     socket.send(hello()).await?;
     match how {
-        Misbehavior::StopsReading => loop {
-            socket.send(hello()).await?;
-            socket.send(Message::Ping(Bytes::new())).await?;
-            *sent += 1;
-            time::sleep(Duration::from_millis(2)).await;
-        },
+        Misbehavior::StopsReading => {
+            let Some(need) = everything_offered(&mut socket).await? else {
+                return Ok(());
+            };
+            loop {
+                socket.send(need.clone()).await?;
+                *sent += 1;
+                time::sleep(Duration::from_millis(2)).await;
+            }
+        }
         Misbehavior::HalfOpen => {
             time::sleep(SILENCE).await;
             Ok(())
@@ -152,6 +156,26 @@ async fn connection(
             }
         },
     }
+}
+
+/// Reads until a set is offered, and makes the message that asks for all of it.
+async fn everything_offered(
+    socket: &mut Socket,
+) -> Result<Option<Message>, tokio_tungstenite::tungstenite::Error> {
+    while let Ok(Some(message)) = time::timeout(SILENCE, socket.next()).await {
+        let Message::Binary(frame) = message? else {
+            continue;
+        };
+        if let Ok(Some(ControlMessage::Offer {
+            target, entries, ..
+        })) = ControlMessage::decode(&frame)
+        {
+            let digests = entries.iter().map(|entry| entry.digest).collect();
+            let need = DeviceMessage::Need { target, digests };
+            return Ok(Some(Message::Binary(need.encode().into())));
+        }
+    }
+    Ok(None)
 }
 
 /// Reads until the controller ends the connection.

@@ -25,6 +25,8 @@ pub struct Shape {
     pub objects: usize,
     /// How many layers of bases there are, at least one. Layers beyond the number of objects only pass on.
     pub layers: usize,
+    /// The size of one more object that does not compress, in bytes; there is none where it is 0.
+    pub ballast: usize,
 }
 
 /// Who has which overlay.
@@ -42,6 +44,7 @@ impl Default for Shape {
             overlays: Overlays::Shared(12),
             objects: 20,
             layers: 2,
+            ballast: 0,
         }
     }
 }
@@ -69,6 +72,10 @@ impl Shape {
                 let file = format!("part-{part:03}.yaml");
                 line(&mut kustomization, &format!("  - {file}"));
                 write(&folder.join(&file), &part_object(part))?;
+            }
+            if layer == 0 && self.ballast > 0 {
+                line(&mut kustomization, "  - ballast.yaml");
+                write(&folder.join("ballast.yaml"), &ballast_object(self.ballast))?;
             }
             write(&folder.join("kustomization.yaml"), &kustomization)?;
         }
@@ -117,7 +124,7 @@ impl Shape {
     }
 
     /// The kustomization file of an overlay.
-    fn overlay(&self) -> String {
+    pub fn overlay(&self) -> String {
         let top = self.layers.max(1) - 1;
         format!("{HEADER}  - ../../base/layer-{top:02}\n  - own.yaml\n")
     }
@@ -151,6 +158,22 @@ fn part_object(part: usize) -> String {
     )
 }
 
+/// An object whose text is this long, and digests: nothing that compresses.
+fn ballast_object(size: usize) -> String {
+    let mut text = String::with_capacity(size + 64);
+    for count in 0_u64.. {
+        if text.len() >= size {
+            break;
+        }
+        let digest = Digest::of(&count.to_be_bytes()).to_string();
+        text.push_str(digest.trim_start_matches("sha256:"));
+    }
+    text.truncate(size);
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: ballast\n  namespace: shop\ndata:\n  text: t{text}\n"
+    )
+}
+
 fn line(text: &mut String, line: &str) {
     text.extend([line, "\n"]);
 }
@@ -167,4 +190,50 @@ fn write(path: &Path, text: &str) -> Result<(), FileError> {
         fs::create_dir_all(above).map_err(failed("make the folder of"))?;
     }
     fs::write(path, text).map_err(failed("write"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(shape: Shape) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        shape.write_base(dir.path()).unwrap();
+        for index in 0..3 {
+            let name = format!("sim-{index}").parse().unwrap();
+            let key = Digest::of(&[0]);
+            shape.write_device(dir.path(), index, &name, key).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn devices_share_groups_or_have_overlays_of_their_own() {
+        let shape = Shape {
+            overlays: Overlays::Shared(2),
+            objects: 4,
+            layers: 2,
+            ballast: 100,
+        };
+        let dir = written(shape);
+        let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
+        assert!(read("devices/sim-2/device.yaml").contains("overlay: ../../groups/group-00\n"));
+        assert!(read("devices/sim-1/device.yaml").contains("overlay: ../../groups/group-01\n"));
+        assert!(!dir.path().join("devices/sim-1/kustomization.yaml").exists());
+        // Three objects in the layers, and the overlay's own.
+        assert!(read("groups/group-01/kustomization.yaml").contains("base/layer-01"));
+        assert!(
+            read("base/layer-01/kustomization.yaml").contains("../layer-00\n  - part-001.yaml")
+        );
+        assert!(read("base/layer-00/kustomization.yaml").contains("part-002.yaml"));
+        assert!(!dir.path().join("base/layer-01/part-003.yaml").exists());
+        assert!(read("base/layer-00/ballast.yaml").len() > 100);
+
+        let dir = written(Shape {
+            overlays: Overlays::Unique,
+            ..shape
+        });
+        assert!(dir.path().join("devices/sim-1/own.yaml").exists());
+        assert!(!dir.path().join("groups").exists());
+    }
 }

@@ -109,6 +109,17 @@ impl Roster {
         })
     }
 
+    /// The roster of these devices, in memory.
+    pub fn of(identities: impl IntoIterator<Item = Identity>) -> Self {
+        let known = identities
+            .into_iter()
+            .map(|identity| (identity.name.clone(), Known::Enrolled(Box::new(identity))));
+        Self {
+            known: Mutex::new(known.collect()),
+            file: None,
+        }
+    }
+
     /// The fingerprint of the key that this device enrolls with, which is made where there is none.
     ///
     /// # Errors
@@ -159,5 +170,44 @@ impl Roster {
             path: path.clone(),
             source,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_keeps_its_key_and_the_last_line_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fleet.jsonl");
+        let (one, two) = ("sim-1".parse().unwrap(), "sim-2".parse().unwrap());
+        let roster = Roster::open(&path).unwrap();
+        let key = roster.key_of(&one).unwrap();
+        assert_eq!(roster.key_of(&one).unwrap(), key);
+        assert_ne!(roster.key_of(&two).unwrap(), key);
+        let Some(Known::Enrolling(mut enrollment)) = roster.take(&one) else {
+            panic!("it is not enrolled");
+        };
+        enrollment.registered = Some((
+            longshore_protocol::DeviceId::from_random([1; 16]),
+            "t".into(),
+        ));
+        roster.keep_enrollment(&enrollment).unwrap();
+
+        let roster = Roster::open(&path).unwrap();
+        assert_eq!(roster.key_of(&one).unwrap(), key);
+        let Some(Known::Enrolling(again)) = roster.take(&one) else {
+            panic!("it is not enrolled");
+        };
+        assert_eq!(
+            again.registered.unwrap().0,
+            enrollment.registered.unwrap().0
+        );
+        assert!(roster.take(&one).is_none());
+
+        std::fs::write(&path, "{\"enrollment\": 7}\n").unwrap();
+        let error = Roster::open(&path).unwrap_err().to_string();
+        assert!(error.contains("fleet.jsonl:1: "), "{error}");
     }
 }

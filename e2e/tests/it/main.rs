@@ -15,6 +15,7 @@ mod connecting;
 mod demo;
 mod edge;
 mod enrolling;
+mod fleet_faults;
 mod forge;
 mod hosting;
 mod journey;

@@ -38,6 +38,9 @@ pub(crate) struct Repo {
     /// How many layers of bases the overlays build on
     #[arg(long, default_value_t = 2)]
     layers: usize,
+    /// The size of one more object that does not compress, in bytes
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    ballast: usize,
 }
 
 impl Repo {
@@ -50,6 +53,7 @@ impl Repo {
             },
             objects: self.objects,
             layers: self.layers,
+            ballast: self.ballast,
         };
         let names = sim::names(&self.prefix, self.devices)?;
         let roster = Roster::open(&self.identities)?;

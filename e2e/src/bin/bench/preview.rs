@@ -25,12 +25,12 @@ pub(crate) struct Preview {
 }
 
 impl Preview {
-    pub(crate) async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self, report: &Report) -> Result<()> {
         ensure!(
             self.devices >= self.overlays && self.overlays > 0 && self.rounds > 0,
             "too little to measure"
         );
-        let report = Report::new(&[
+        let report = report.with(&[
             ("devices", json!(self.devices)),
             ("overlays", json!(self.overlays)),
         ]);

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, Write as _},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -20,13 +21,40 @@ struct Line<'a> {
     context: &'a Value,
 }
 
-/// Writes the lines.
+/// What a value should be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Aim {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Aim {
+    fn is_met(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(most) => value <= most,
+            Self::AtLeast(least) => value >= least,
+        }
+    }
+}
+
+/// One line of the table.
+struct Row {
+    settings: String,
+    metric: String,
+    measured: String,
+    aim: Option<(Aim, bool)>,
+}
+
+/// Writes the lines, and at the end a table.
+#[derive(Clone)]
 pub(crate) struct Report {
     context: Value,
+    settings: String,
+    rows: Arc<Mutex<Vec<Row>>>,
 }
 
 impl Report {
-    pub(crate) fn new(settings: &[(&str, Value)]) -> Self {
+    pub(crate) fn new() -> Self {
         let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu
             .lines()
@@ -39,21 +67,68 @@ impl Report {
         } else {
             "release"
         };
-        let mut context = json!({
+        let context = json!({
             "cores": cores,
             "cpu": model,
             "kernel": kernel.trim(),
             "profile": profile,
         });
-        if let Some(members) = context.as_object_mut() {
+        Self {
+            context,
+            settings: String::new(),
+            rows: Arc::default(),
+        }
+    }
+
+    /// The same report, whose lines from here on were measured with these settings.
+    pub(crate) fn with(&self, settings: &[(&str, Value)]) -> Self {
+        let mut report = self.clone();
+        if let Some(members) = report.context.as_object_mut() {
             let named = |(name, value): &(&str, Value)| ((*name).to_owned(), value.clone());
             members.extend(settings.iter().map(named));
         }
-        Self { context }
+        let shown: Vec<_> = settings
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        report.settings = shown.join(", ");
+        report
     }
 
     pub(crate) fn line(&self, metric: &str, value: f64, unit: &str, n: usize) -> Result<()> {
+        self.measured(metric, value, unit, n, None)
+    }
+
+    /// A line whose value should be so.
+    pub(crate) fn aim(
+        &self,
+        metric: &str,
+        value: f64,
+        unit: &str,
+        n: usize,
+        aim: Aim,
+    ) -> Result<()> {
+        self.measured(metric, value, unit, n, Some(aim))
+    }
+
+    fn measured(
+        &self,
+        metric: &str,
+        value: f64,
+        unit: &str,
+        n: usize,
+        aim: Option<Aim>,
+    ) -> Result<()> {
         let value = (value * 1000.0).round() / 1000.0;
+        self.rows
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Row {
+                settings: self.settings.clone(),
+                metric: metric.to_owned(),
+                measured: format!("{value} {unit}"),
+                aim: aim.map(|aim| (aim, aim.is_met(value))),
+            });
         let line = Line {
             metric,
             value,
@@ -64,6 +139,34 @@ impl Report {
         let line = serde_json::to_string(&line).context("a line")?;
         let mut out = io::stdout().lock();
         writeln!(out, "{line}").context("write to stdout")
+    }
+}
+
+impl Report {
+    /// What was measured, for people: to stderr.
+    pub(crate) fn table(&self) {
+        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let width = rows.iter().map(|row| row.metric.len()).max().unwrap_or(0);
+        let mut settings = None;
+        for row in &*rows {
+            if settings != Some(&row.settings) {
+                eprintln!("\n{}", row.settings);
+                settings = Some(&row.settings);
+            }
+            let aim = match row.aim {
+                None => String::new(),
+                Some((aim, met)) => {
+                    let wanted = match aim {
+                        Aim::AtMost(most) => format!("<= {most}"),
+                        Aim::AtLeast(least) => format!(">= {least}"),
+                    };
+                    let verdict = if met { "met" } else { "MISSED" };
+                    format!("aim {wanted:<10} {verdict}")
+                }
+            };
+            let line = format!("  {:<width$}  {:>18}  {aim}", row.metric, row.measured);
+            eprintln!("{}", line.trim_end());
+        }
     }
 }
 

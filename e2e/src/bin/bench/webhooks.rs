@@ -56,7 +56,7 @@ struct Push {
 }
 
 impl Webhooks {
-    pub(crate) async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self, report: &Report) -> Result<()> {
         ensure!(
             self.calls > 0
                 && self.rate > 0
@@ -65,7 +65,7 @@ impl Webhooks {
                 && self.objects > 1,
             "too little to measure"
         );
-        let report = Report::new(&[
+        let report = report.with(&[
             ("calls_per_second", json!(self.rate)),
             ("fleets", json!(self.fleets)),
             ("objects", json!(self.objects)),
