@@ -15,7 +15,7 @@ use std::{
 use longshore_fleet::RepoPath;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, error, info_span};
+use tracing::{Instrument as _, error, info_span, warn};
 
 pub use self::changes::Changes;
 use self::crew::{Crew, WithForge};
@@ -220,9 +220,17 @@ impl Fleets {
             listed,
             tasks: self.tasks.clone(),
         };
-        let wish = self.replica.leases.wish(&fleet.id);
-        let crew = crew.serve(wish, stop).instrument(span);
-        self.tasks.sound("a fleet's crew", crew);
+        if self.has_repo(fleet) {
+            let wish = self.replica.leases.wish(&fleet.id);
+            let crew = crew.serve(wish, stop).instrument(span);
+            self.tasks.sound("a fleet's crew", crew);
+        } else {
+            warn!(
+                fleet = %fleet.id,
+                "the hosted repo is in another replica's data directory, and only that one works for the fleet; \
+                 let all replicas share one `hosted` directory, and start this one again"
+            );
+        }
         Ok(())
     }
 
@@ -297,10 +305,10 @@ impl Fleets {
                 // Where replicas share it, one removes it.
                 && error.kind() != io::ErrorKind::NotFound
             {
-                tracing::warn!(%error, path = %hosted.display(), "the hosted repo stays behind");
+                warn!(%error, path = %hosted.display(), "the hosted repo stays behind");
             }
             if let Err(error) = tokio::fs::remove_dir_all(&directory).await {
-                tracing::warn!(%error, path = %directory.display(), "the mirror stays behind");
+                warn!(%error, path = %directory.display(), "the mirror stays behind");
             }
         });
     }
@@ -410,6 +418,11 @@ impl Fleets {
 
     fn mirror_directory(&self, fleet: &Fleet) -> PathBuf {
         hosting::place(&self.data_dir.join("repos"), fleet)
+    }
+
+    /// Whether the repo of a fleet can be reached from here. Of several replicas, some may lack one that is hosted.
+    pub fn has_repo(&self, fleet: &Fleet) -> bool {
+        !fleet.hosted || self.replica.peers.is_none() || self.hosted_directory(fleet).is_dir()
     }
 
     /// Where the repo of a fleet is that the controller hosts itself.

@@ -111,6 +111,9 @@ impl Hosting {
     /// Where too many are served already, or Git cannot be run.
     pub async fn serve(&self, call: Call, body: Body) -> Result<Response, BackendError> {
         let repo = self.fleets.hosted_directory(&call.fleet);
+        if !self.fleets.has_repo(&call.fleet) {
+            return Err(BackendError::Elsewhere);
+        }
         let fleets = self.fleets.clone();
         let id = call.fleet.id.clone();
         // The watch on the repo would notice a push as well; this does not depend on it.

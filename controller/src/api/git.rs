@@ -250,6 +250,10 @@ impl From<BackendError> for Refusal {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too many clones and pushes are under way; try again in a moment",
             ),
+            BackendError::Elsewhere => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "this replica of the controller does not have the repo; its operator can let all replicas share it",
+            ),
             other => Self::internal(&other),
         }
     }

@@ -88,6 +88,12 @@ pub enum BackendError {
     /// There is no room.
     #[error("too many clones and pushes at once")]
     Busy(Busy),
+    /// The repo is in another replica's data directory.
+    #[error(
+        "this controller does not have the repo: let all replicas share one `hosted` directory, or ask the one that \
+         has it"
+    )]
+    Elsewhere,
     /// Git cannot be started.
     #[error("the `git` program cannot be started; is it installed, with `git http-backend`?")]
     Start(#[source] io::Error),

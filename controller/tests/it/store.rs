@@ -7,6 +7,7 @@ mod fleets;
 mod plans;
 mod previews;
 mod proposals;
+mod replicas;
 mod roster;
 pub mod samples;
 mod schema;

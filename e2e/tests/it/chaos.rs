@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use longshore_e2e::{Agent, World, WorldOptions, api::is_in_sync, postgres, wait::within};
+use longshore_e2e::{Agent, Api, World, WorldOptions, api::is_in_sync, postgres, wait::within};
 use longshore_protocol::{
     Digest, Generation,
     api::{Approval, DeviceState},
@@ -20,16 +20,17 @@ const DEVICES: usize = 4;
 
 /// What must never change: one generation has one digest, and generations never fall.
 #[derive(Default)]
-struct Witness {
+pub struct Witness {
     digests: BTreeMap<(String, Generation), Digest>,
     last: BTreeMap<String, Generation>,
     ids: BTreeMap<String, String>,
 }
 
 impl Witness {
-    async fn look(&mut self, world: &World) -> Result<()> {
+    /// Looks at all devices.
+    pub async fn look(&mut self, api: &Api) -> Result<()> {
         // A controller that is down tells nothing.
-        let Ok(devices) = world.api.devices().await else {
+        let Ok(devices) = api.devices().await else {
             return Ok(());
         };
         for device in devices {
@@ -116,7 +117,7 @@ async fn chaos(options: WorldOptions, fury: Duration) -> Result<()> {
             _ => {}
         }
         pause(&mut random, 500).await;
-        witness.look(&world).await?;
+        witness.look(&world.api).await?;
     }
     // It is over; everything that was asked for must come true.
     world.controller.ready().await?;
@@ -146,7 +147,7 @@ async fn chaos(options: WorldOptions, fury: Duration) -> Result<()> {
         .await
         .with_context(|| format!("seed {seed}"))?;
     }
-    witness.look(&world).await?;
+    witness.look(&world.api).await?;
     let devices = world.api.devices().await?;
     ensure!(devices.len() == DEVICES, "lost or doubled: {devices:#?}");
     ensure!(
