@@ -220,18 +220,22 @@ impl Fleets {
             listed,
             tasks: self.tasks.clone(),
         };
+        span.in_scope(|| self.offer(crew, fleet, stop));
+        Ok(())
+    }
+
+    /// Lets a fleet's crew work whenever this replica has the fleet's lease.
+    fn offer(&self, crew: Crew, fleet: &Fleet, stop: CancellationToken) {
         if self.has_repo(fleet) {
             let wish = self.replica.leases.wish(&fleet.id);
-            let crew = crew.serve(wish, stop).instrument(span);
+            let crew = crew.serve(wish, stop).in_current_span();
             self.tasks.sound("a fleet's crew", crew);
         } else {
             warn!(
-                fleet = %fleet.id,
                 "the hosted repo is in another replica's data directory, and only that one works for the fleet; \
                  let all replicas share one `hosted` directory, and start this one again"
             );
         }
-        Ok(())
     }
 
     fn engine(&self, fleet: &Fleet, root: &RepoPath) -> Engine {

@@ -307,7 +307,8 @@ async fn killing_replicas_converges() -> Result<()> {
         let devices = api.devices().await?;
         ensure!(devices.len() == DEVICES, "lost or doubled: {devices:#?}");
         let used = api.tokens().await?;
-        ensure!(used.iter().all(|it| it.uses == DEVICES as u32), "{used:?}");
+        let expected = u32::try_from(DEVICES)?;
+        ensure!(used.iter().all(|it| it.uses == expected), "{used:?}");
     }
     eventually("one works for the fleet", async || replicas.holder().await).await?;
     for controller in &replicas.controllers {

@@ -70,7 +70,7 @@ async fn a_lease_is_one_replicas_until_it_runs_out() {
 
         // Nobody renews it any more.
         let kept = peers(&database).renew(&one, FREE).await.unwrap();
-        assert_eq!(kept, [first.clone()]);
+        assert_eq!(kept, std::slice::from_ref(&first));
         let second = taken_at_last(&database, &two, &shops).await;
         assert_eq!(second.epoch, first.epoch + 1);
         let overtaken = checked(&database, &one, &first).await.unwrap_err();
