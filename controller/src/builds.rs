@@ -348,6 +348,8 @@ impl Builds {
             let mut db = self.store.write().await?;
             content::put_build(&mut db, tenant, *input, build, clock::now_ms()).await?;
             db.commit().await?;
+            // The devices' sessions are about to ask for these.
+            self.store.cache().put(tenant, [], build.iter().flatten());
             Ok::<_, StoreError>(())
         };
         match put.await {

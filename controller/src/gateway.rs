@@ -8,21 +8,27 @@
 //! active device; that is looked up at every connect, and a poke looks it up again, so a cut-off takes effect at
 //! once. One task per connection; a peer that does not read is cut off when its frame does not get through.
 
+mod gather;
 mod lookups;
+mod places;
 mod recorder;
 mod session;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, Response, StatusCode,
-    header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, SEC_WEBSOCKET_PROTOCOL},
+    header::{
+        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER,
+        SEC_WEBSOCKET_PROTOCOL,
+    },
 };
 use longshore_protocol::{
     DeviceId,
     api::{DeviceState, EDGE_PATH, EnrollRejected, SUBPROTOCOL},
     message::MAX_DEVICE_FRAME,
 };
+use rand::RngExt as _;
 use tokio::{
     net::TcpStream,
     sync::Semaphore,
@@ -40,7 +46,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use self::session::Session;
-pub use self::{lookups::Lookups, recorder::Recorder};
+pub use self::{lookups::Lookups, places::Places, recorder::Recorder};
 
 use crate::{
     ca::{Ca, identity_of},
@@ -63,6 +69,13 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// A device that is silent for this many heartbeats is gone.
 const MISSED_HEARTBEATS: u32 = 3;
 
+/// After how many seconds a device comes back that could not be looked up.
+const LATER: RangeInclusive<u64> = 2..=10;
+
+/// The device cannot be looked up now.
+#[derive(Clone, Copy, Debug)]
+struct Later;
+
 /// Serves devices.
 #[derive(Debug)]
 pub struct Gateway {
@@ -72,6 +85,8 @@ pub struct Gateway {
     pub hub: Arc<Hub>,
     /// Says how devices stand.
     pub lookups: Lookups,
+    /// Where sessions read and encode.
+    pub places: Places,
     /// Stores what devices say.
     pub recorder: Recorder,
     /// Checks device tokens.
@@ -151,26 +166,27 @@ impl Gateway {
         let (tenant, id) = (identity.tenant, identity.device);
         let pokes = self.hub.pokes();
         let standing = match self.lookups.standing(&id).await {
-            Ok(standing) => standing.filter(|standing| standing.fleet.tenant == tenant),
+            Ok(standing) => Ok(standing.filter(|standing| standing.fleet.tenant == tenant)),
             Err(error) => {
-                warn!(%tenant, %id, error = %chain(&error), "the device cannot be looked up");
-                return None;
+                warn!(%tenant, %id, error = %chain(&error), "the device cannot be looked up; it has to come back");
+                Err(Later)
             }
         };
-        let socket = self.upgrade(stream, &id, standing.as_ref()).await?;
-        Some(Box::new(Session::new(self, id, standing?, pokes, socket)))
+        let socket = self.upgrade(stream, &id, &standing).await?;
+        let standing = standing.ok()??;
+        Some(Box::new(Session::new(self, id, standing, pokes, socket)))
     }
 
     async fn upgrade(
         &self,
         stream: TlsStream<TcpStream>,
         id: &DeviceId,
-        standing: Option<&Standing>,
+        standing: &Result<Option<Standing>, Later>,
     ) -> Option<WebSocketStream<TlsStream<TcpStream>>> {
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER)
             .write_buffer_size(0)
-            .max_write_buffer_size(16 * 1024 * 1024)
+            .max_write_buffer_size(64 * 1024)
             .max_message_size(Some(MAX_DEVICE_FRAME))
             .max_frame_size(Some(MAX_DEVICE_FRAME));
         #[expect(
@@ -208,7 +224,7 @@ impl Gateway {
 fn admit(
     keyring: &Keyring,
     id: &DeviceId,
-    standing: Option<&Standing>,
+    standing: &Result<Option<Standing>, Later>,
     request: &Request,
 ) -> Result<(), ErrorResponse> {
     if request.uri().path() != EDGE_PATH {
@@ -239,8 +255,20 @@ fn admit(
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
         .unwrap_or_default();
-    let standing =
-        standing.filter(|standing| keyring.is_device_token(id, standing.public_key, token));
+    let Ok(standing) = standing else {
+        let mut later = refuse(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            "the controller cannot look the device up now",
+        );
+        // Each device gets another number, so that they do not come back together.
+        let seconds = rand::rng().random_range(LATER);
+        later.headers_mut().insert(RETRY_AFTER, seconds.into());
+        return Err(later);
+    };
+    let standing = standing
+        .as_ref()
+        .filter(|standing| keyring.is_device_token(id, standing.public_key, token));
     match standing.map(|standing| (standing.state, &standing.state_reason)) {
         None => Err(refuse(
             StatusCode::UNAUTHORIZED,

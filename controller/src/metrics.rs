@@ -40,6 +40,14 @@ pub struct Metrics {
     pub lookups: Counter,
     /// Devices that were looked up.
     pub looked_up: Counter,
+    /// Sets and objects that sessions found in memory.
+    pub cache_hits: Counter,
+    /// Those that were read from the store.
+    pub cache_misses: Counter,
+    /// Connections that are accepted and not through their TLS handshake.
+    pub handshakes_waiting: Gauge,
+    /// Connections that were hung up on because too many handshakes were under way.
+    pub handshakes_refused: Counter,
     /// Deltas sent.
     pub deltas: Counter,
     /// Offers sent.
@@ -87,6 +95,10 @@ impl Default for Metrics {
             flush_seconds: seconds(),
             lookups: Counter::default(),
             looked_up: Counter::default(),
+            cache_hits: Counter::default(),
+            cache_misses: Counter::default(),
+            handshakes_waiting: Gauge::default(),
+            handshakes_refused: Counter::default(),
             deltas: Counter::default(),
             offers: Counter::default(),
             manifest_bytes: Counter::default(),
@@ -100,11 +112,74 @@ impl Default for Metrics {
             resident_memory: Gauge::default(),
         };
         metrics.register();
+        metrics.register_edge();
         metrics
     }
 }
 
 impl Metrics {
+    fn register_edge(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("sessions", "Connected devices", self.sessions.clone());
+        registry.register(
+            "report_flushes",
+            "Transactions that stored what devices report",
+            self.flushes.clone(),
+        );
+        registry.register(
+            "report_flush_failures",
+            "Transactions that failed to store what devices report",
+            self.flush_failures.clone(),
+        );
+        registry.register(
+            "report_flushed_devices",
+            "Devices of which those transactions stored something",
+            self.flushed.clone(),
+        );
+        registry.register(
+            "report_flush_seconds",
+            "Time of one such transaction",
+            self.flush_seconds.clone(),
+        );
+        registry.register(
+            "device_lookups",
+            "Statements that looked devices up, for pokes and connects",
+            self.lookups.clone(),
+        );
+        registry.register(
+            "devices_looked_up",
+            "Devices that were looked up",
+            self.looked_up.clone(),
+        );
+        registry.register(
+            "content_cache_hits",
+            "Sets and objects that sessions found in memory",
+            self.cache_hits.clone(),
+        );
+        registry.register(
+            "content_cache_misses",
+            "Sets and objects that sessions read from the store",
+            self.cache_misses.clone(),
+        );
+        registry.register(
+            "handshakes_waiting",
+            "Connections that are not through their TLS handshake",
+            self.handshakes_waiting.clone(),
+        );
+        registry.register(
+            "handshakes_refused",
+            "Connections that were hung up on because of too many handshakes",
+            self.handshakes_refused.clone(),
+        );
+        registry.register("deltas", "Deltas sent to devices", self.deltas.clone());
+        registry.register("offers", "Offers sent to devices", self.offers.clone());
+        registry.register(
+            "manifest_bytes",
+            "Bytes of manifests sent to devices",
+            self.manifest_bytes.clone(),
+        );
+    }
+
     fn register(&mut self) {
         let registry = &mut self.registry;
         registry.register("renders", "Kustomize builds that ran", self.renders.clone());
@@ -137,44 +212,6 @@ impl Metrics {
             "desired_changes",
             "Changes of devices' desired states",
             self.desired_changes.clone(),
-        );
-        registry.register("sessions", "Connected devices", self.sessions.clone());
-        registry.register(
-            "report_flushes",
-            "Transactions that stored what devices report",
-            self.flushes.clone(),
-        );
-        registry.register(
-            "report_flush_failures",
-            "Transactions that failed to store what devices report",
-            self.flush_failures.clone(),
-        );
-        registry.register(
-            "report_flushed_devices",
-            "Devices of which those transactions stored something",
-            self.flushed.clone(),
-        );
-        registry.register(
-            "report_flush_seconds",
-            "Time of one such transaction",
-            self.flush_seconds.clone(),
-        );
-        registry.register(
-            "device_lookups",
-            "Statements that looked devices up, for pokes and connects",
-            self.lookups.clone(),
-        );
-        registry.register(
-            "devices_looked_up",
-            "Devices that were looked up",
-            self.looked_up.clone(),
-        );
-        registry.register("deltas", "Deltas sent to devices", self.deltas.clone());
-        registry.register("offers", "Offers sent to devices", self.offers.clone());
-        registry.register(
-            "manifest_bytes",
-            "Bytes of manifests sent to devices",
-            self.manifest_bytes.clone(),
         );
         registry.register(
             "enrollments",

@@ -23,10 +23,37 @@ pub struct Rate {
 const MAX_BUCKETS: usize = 10_000;
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// How much somebody may still do.
 #[derive(Debug)]
-struct Bucket {
+pub struct Bucket {
     level: f64,
     at: Instant,
+}
+
+impl Bucket {
+    /// One from which nothing was taken.
+    pub fn full(rate: Rate) -> Self {
+        Self {
+            level: rate.burst,
+            at: Instant::now(),
+        }
+    }
+
+    /// Takes what was done already, whether it was there or not.
+    pub fn spend(&mut self, rate: Rate, cost: f64) {
+        let now = Instant::now();
+        self.level = rate.level(self, now) - cost;
+        self.at = now;
+    }
+
+    /// How long until what was taken too much is there again.
+    pub fn debt(&self, rate: Rate) -> Option<Duration> {
+        if self.level >= 0.0 {
+            return None;
+        }
+        let level = rate.level(self, Instant::now());
+        (level < 0.0).then(|| Duration::from_secs_f64(-level / rate.per_second))
+    }
 }
 
 /// One bucket for each key, in bounded memory.
@@ -71,14 +98,9 @@ impl<K: Hash + Eq> Buckets<K> {
                 return Err(SWEEP);
             }
         }
-        let bucket = buckets.entry(key).or_insert(Bucket {
-            level: rate.burst,
-            at: now,
-        });
-        bucket.level = rate.level(bucket, now);
-        bucket.at = now;
-        rate.wait(bucket.level)?;
-        bucket.level -= 1.0;
+        let bucket = buckets.entry(key).or_insert_with(|| Bucket::full(rate));
+        rate.wait(rate.level(bucket, now))?;
+        bucket.spend(rate, 1.0);
         Ok(())
     }
 
@@ -139,6 +161,25 @@ pub fn network(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_took_too_much_waits_for_it() {
+        let rate = Rate {
+            burst: 10.0,
+            per_second: 2.0,
+        };
+        let mut bucket = Bucket::full(rate);
+        bucket.spend(rate, 10.0);
+        assert_eq!(bucket.debt(rate), None);
+        bucket.spend(rate, 3.0);
+        assert_eq!(bucket.debt(rate), Some(Duration::from_millis(1500)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(bucket.debt(rate), Some(Duration::from_millis(500)));
+        tokio::time::advance(Duration::from_mins(1)).await;
+        assert_eq!(bucket.debt(rate), None);
+        bucket.spend(rate, 10.5);
+        assert_eq!(bucket.debt(rate), Some(Duration::from_millis(250)));
+    }
 
     const RATE: Rate = Rate {
         burst: 50.0,

@@ -31,7 +31,7 @@ use crate::{
     enrollment::{Enrollment, limits::Limits},
     files,
     fleets::Fleets,
-    gateway::{Gateway, Lookups, Recorder},
+    gateway::{Gateway, Lookups, Places, Recorder},
     hosting::Hosting,
     hub::Hub,
     metrics::Metrics,
@@ -299,6 +299,7 @@ impl Serving {
             store: store.clone(),
             hub: hub.clone(),
             lookups: Lookups::new(store.clone(), metrics.clone()),
+            places: Places::default(),
             recorder: Recorder::new(
                 replica.id,
                 store.clone(),
@@ -311,7 +312,12 @@ impl Serving {
             metrics: metrics.clone(),
             heartbeat: config.heartbeat,
         });
-        let gateway = gateway.run(TlsListener::spawn(edge, certificates.edge_tls(), &tasks));
+        let gateway = gateway.run(TlsListener::spawn(
+            edge,
+            certificates.edge_tls(),
+            metrics.clone(),
+            &tasks,
+        ));
         tasks.vital("the edge listener", gateway);
 
         let enrollment = Enrollment {
@@ -326,6 +332,7 @@ impl Serving {
             edge_url: format!("{edge_url}{EDGE_PATH}"),
         };
         let hosting = Hosting::start(&data_dir, config.hosting, fleets.clone(), tasks.clone())?;
+        let counted = metrics.clone();
         let app = api::router(Arc::new(Api {
             store,
             fleets,
@@ -339,7 +346,7 @@ impl Serving {
             public_url: public_url.clone(),
             renderer: description,
         }));
-        let accepting = accepting(config, public, &certificates, &tasks)?;
+        let accepting = accepting(config, public, &certificates, counted, &tasks)?;
         let public = api::serve(accepting, app, tasks.clone());
         tasks.vital("the public listener", public);
         let keep = certificates.clone().keep(tasks.shutdown.clone());
@@ -361,13 +368,16 @@ fn accepting(
     config: &Config,
     listener: TcpListener,
     certificates: &Certificates,
+    metrics: Arc<Metrics>,
     tasks: &Tasks,
 ) -> Result<Accepting, tls::TlsError> {
     if config.plain_http {
         return Ok(Accepting::Plain(listener));
     }
     let tls = certificates.public_tls()?;
-    Ok(Accepting::Tls(TlsListener::spawn(listener, tls, tasks)))
+    Ok(Accepting::Tls(TlsListener::spawn(
+        listener, tls, metrics, tasks,
+    )))
 }
 
 /// Writes the files that tell the command line, on this machine, how to reach the controller.

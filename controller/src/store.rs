@@ -7,6 +7,7 @@
 //! The statements are common SQL with `$1` placeholders, which both engines accept. Rows that come in bulk are
 //! written with one statement per [`ROWS_PER_STATEMENT`] rows.
 
+pub mod cache;
 pub mod content;
 pub mod devices;
 pub mod fleets;
@@ -34,7 +35,7 @@ use sqlx::{
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 
-use self::peers::Peers;
+use self::{cache::Cache, peers::Peers};
 
 /// How many rows one bulk statement writes: with at most sixteen columns, within both engines' limits.
 const ROWS_PER_STATEMENT: usize = 1000;
@@ -147,6 +148,7 @@ pub struct Store {
     pool: AnyPool,
     engine: Engine,
     peers: Option<Arc<Peers>>,
+    cache: Arc<Cache>,
 }
 
 impl Store {
@@ -214,6 +216,7 @@ impl Store {
                     pool,
                     engine,
                     peers,
+                    cache: Arc::default(),
                 })
             }
         }
@@ -227,6 +230,11 @@ impl Store {
     /// The way to other controllers with this store, where the engine can have any.
     pub fn peers(&self) -> Option<&Arc<Peers>> {
         self.peers.as_ref()
+    }
+
+    /// Sets and objects in memory.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     /// A connection, for reading.

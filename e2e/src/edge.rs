@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use futures_util::StreamExt as _;
 use http::{Request, header};
 use longshore_protocol::api::{EDGE_PATH, SUBPROTOCOL};
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject as _,
 };
@@ -64,45 +64,74 @@ pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>> {
 /// # Errors
 /// Where nobody listens there, or the identity makes no sense.
 pub async fn connect(edge: SocketAddr, ca: &[u8], identity: Identity<'_>) -> Result<Attempt> {
-    let mut roots = RootCertStore::empty();
-    for root in CertificateDer::pem_slice_iter(ca) {
-        roots.add(root.context("a root in PEM")?)?;
+    let (attempt, _) = Client::new(ca, identity)?.connect(edge).await?;
+    Ok(attempt)
+}
+
+/// A device that connects again and again, and resumes its TLS sessions where it can.
+#[derive(Debug)]
+pub struct Client {
+    config: Arc<ClientConfig>,
+    token: Option<String>,
+}
+
+impl Client {
+    /// One that trusts the roots in `ca`.
+    ///
+    /// # Errors
+    /// Where the identity makes no sense.
+    pub fn new(ca: &[u8], identity: Identity<'_>) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        for root in CertificateDer::pem_slice_iter(ca) {
+            roots.add(root.context("a root in PEM")?)?;
+        }
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots);
+        let config = if identity.chain.is_empty() {
+            builder.with_no_client_auth()
+        } else {
+            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key));
+            builder.with_client_auth_cert(identity.chain, key)?
+        };
+        Ok(Self {
+            config: Arc::new(config),
+            token: identity.token.map(str::to_owned),
+        })
     }
-    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
-    let config = if identity.chain.is_empty() {
-        builder.with_no_client_auth()
-    } else {
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key));
-        builder.with_client_auth_cert(identity.chain, key)?
-    };
-    let tcp = TcpStream::connect(edge).await.context("nobody listens")?;
-    let server = ServerName::IpAddress(edge.ip().into());
-    let tls = match TlsConnector::from(Arc::new(config))
-        .connect(server, tcp)
-        .await
-    {
-        Ok(tls) => tls,
-        Err(error) => return Ok(Attempt::Tls(error.to_string())),
-    };
-    let mut request = Request::builder()
-        .uri(format!("wss://{edge}{EDGE_PATH}"))
-        .header(header::HOST, edge.to_string())
-        .header(header::CONNECTION, "Upgrade")
-        .header(header::UPGRADE, "websocket")
-        .header(header::SEC_WEBSOCKET_VERSION, "13")
-        .header(header::SEC_WEBSOCKET_KEY, generate_key())
-        .header(header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
-    if let Some(token) = identity.token {
-        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-    }
-    let handshake = client_async(request.body(())?, tls);
-    match timeout(Duration::from_secs(20), handshake).await? {
-        Ok((session, _)) => Ok(Attempt::Open(Box::new(session))),
-        Err(Error::Http(response)) => Ok(Attempt::Refused(response.status().as_u16())),
-        // In TLS 1.3 the client's certificate is judged after the handshake is over for the client.
-        Err(error) => Ok(Attempt::Tls(error.to_string())),
+
+    /// Tries to open a session, and says how the handshake went where there was one.
+    ///
+    /// # Errors
+    /// Where nobody listens there.
+    pub async fn connect(&self, edge: SocketAddr) -> Result<(Attempt, Option<HandshakeKind>)> {
+        let tcp = TcpStream::connect(edge).await.context("nobody listens")?;
+        let server = ServerName::IpAddress(edge.ip().into());
+        let connector = TlsConnector::from(self.config.clone());
+        let tls = match connector.connect(server, tcp).await {
+            Ok(tls) => tls,
+            Err(error) => return Ok((Attempt::Tls(error.to_string()), None)),
+        };
+        let kind = tls.get_ref().1.handshake_kind();
+        let mut request = Request::builder()
+            .uri(format!("wss://{edge}{EDGE_PATH}"))
+            .header(header::HOST, edge.to_string())
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_KEY, generate_key())
+            .header(header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let handshake = client_async(request.body(())?, tls);
+        let attempt = match timeout(Duration::from_secs(20), handshake).await? {
+            Ok((session, _)) => Attempt::Open(Box::new(session)),
+            Err(Error::Http(response)) => Attempt::Refused(response.status().as_u16()),
+            // In TLS 1.3 the client's certificate is judged after the handshake is over for the client.
+            Err(error) => Attempt::Tls(error.to_string()),
+        };
+        Ok((attempt, kind))
     }
 }
 

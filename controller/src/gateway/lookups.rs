@@ -1,58 +1,32 @@
-//! How devices stand, looked up for many sessions at once.
-//!
-//! A lone question is asked at once; those that come while a statement is under way are asked together in the
-//! next one. So a poke of ten thousand sessions is a handful of statements, and one connection of the store's
-//! serves them all. While the store fails, the questions wait.
+//! What sessions read: how devices stand, sets and objects; for many sessions at once.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc};
 
-use longshore_protocol::DeviceId;
-use tokio::{
-    sync::{Notify, oneshot},
-    time::timeout,
-};
+use futures_util::FutureExt as _;
+use longshore_protocol::{DeviceId, Digest, ManifestSet, Object, TenantName};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
+use super::gather::{AskError, Found, Gather};
 use crate::{
-    error::chain,
     metrics::Metrics,
     store::{
         Store, StoreError,
+        cache::Cache,
+        content,
         devices::{self, Standing},
     },
 };
 
-/// How many devices one statement asks for: enough to be cheap, few enough that the next in line waits shortly.
-const AT_ONCE: usize = 500;
-/// How long a question waits for a store that fails or stalls.
-const PATIENCE: Duration = Duration::from_secs(15);
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+type Content = (TenantName, Digest);
 
-/// Why a question has no answer.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum LookupError {
-    #[error("the store did not answer within {PATIENCE:?}")]
-    Late,
-    #[error(transparent)]
-    Store(#[from] Arc<StoreError>),
-}
-
-type Answer = Result<Option<Standing>, Arc<StoreError>>;
-type Question = (DeviceId, oneshot::Sender<Answer>);
-
-/// Answers how devices stand.
+/// Reads for sessions.
 #[derive(Debug)]
 pub struct Lookups {
     store: Store,
     metrics: Arc<Metrics>,
-    questions: Mutex<Vec<Question>>,
-    wake: Notify,
+    standings: Gather<DeviceId, Standing>,
+    sets: Gather<Content, Arc<ManifestSet>>,
+    objects: Gather<Content, Object>,
 }
 
 impl Lookups {
@@ -61,94 +35,120 @@ impl Lookups {
         Self {
             store,
             metrics,
-            questions: Mutex::default(),
-            wake: Notify::new(),
+            standings: Gather::default(),
+            sets: Gather::default(),
+            objects: Gather::default(),
         }
     }
 
     /// How a device stands now; `None` where there is no such device.
-    pub(super) async fn standing(
+    pub(super) async fn standing(&self, device: &DeviceId) -> Result<Option<Standing>, AskError> {
+        let mut found = self.standings.ask(vec![device.clone()]).await?;
+        Ok(found.remove(device))
+    }
+
+    /// These sets, where the store has them.
+    pub(super) async fn sets(
         &self,
-        device: &DeviceId,
-    ) -> Result<Option<Standing>, LookupError> {
-        let (ask, answer) = oneshot::channel();
-        self.questions().push((device.clone(), ask));
-        self.wake.notify_one();
-        match timeout(PATIENCE, answer).await {
-            Ok(Ok(answer)) => Ok(answer?),
-            // Nobody answers any more when the process stops.
-            Ok(Err(_)) | Err(_) => Err(LookupError::Late),
+        tenant: &TenantName,
+        digests: impl IntoIterator<Item = Digest>,
+    ) -> Result<HashMap<Digest, Arc<ManifestSet>>, AskError> {
+        let cached = |cache: &Cache, key: &Content| cache.set(key);
+        self.content(&self.sets, cached, tenant, digests).await
+    }
+
+    /// These objects, where the store has them.
+    pub(super) async fn objects(
+        &self,
+        tenant: &TenantName,
+        digests: impl IntoIterator<Item = Digest>,
+    ) -> Result<HashMap<Digest, Object>, AskError> {
+        let cached = |cache: &Cache, key: &Content| cache.object(key);
+        self.content(&self.objects, cached, tenant, digests).await
+    }
+
+    async fn content<V: Clone>(
+        &self,
+        gather: &Gather<Content, V>,
+        cached: impl Fn(&Cache, &Content) -> Option<V>,
+        tenant: &TenantName,
+        digests: impl IntoIterator<Item = Digest>,
+    ) -> Result<HashMap<Digest, V>, AskError> {
+        let mut found = HashMap::new();
+        let mut missing = Vec::new();
+        for digest in digests {
+            let key = (tenant.clone(), digest);
+            match cached(self.store.cache(), &key) {
+                Some(value) => {
+                    found.insert(digest, value);
+                }
+                None => missing.push(key),
+            }
         }
+        self.metrics.cache_hits.inc_by(found.len() as u64);
+        self.metrics.cache_misses.inc_by(missing.len() as u64);
+        let read = gather.ask(missing).await?;
+        found.extend(read.into_iter().map(|((_, digest), value)| (digest, value)));
+        Ok(found)
     }
 
     /// Answers until `end`.
     pub async fn run(&self, end: CancellationToken) {
         let answer = async {
-            loop {
-                self.wake.notified().await;
-                let questions = std::mem::take(&mut *self.questions());
-                let mut questions = questions.into_iter();
-                loop {
-                    let some: Vec<_> = questions.by_ref().take(AT_ONCE).collect();
-                    if some.is_empty() {
-                        break;
-                    }
-                    self.answer(some).await;
-                }
-            }
+            tokio::join!(
+                self.standings.answer(|devices| self.look(devices).boxed()),
+                self.sets.answer(|keys| self.read_sets(keys).boxed()),
+                self.objects.answer(|keys| self.read_objects(keys).boxed()),
+            )
         };
         tokio::select! {
-            () = answer => {}
+            _ = answer => {}
             () = end.cancelled() => {}
         }
     }
 
-    async fn answer(&self, mut questions: Vec<Question>) {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            questions.retain(|(_, asker)| !asker.is_closed());
-            if questions.is_empty() {
-                return;
-            }
-            match self.look(&questions).await {
-                Ok(found) => {
-                    if pause != FIRST_PAUSE {
-                        info!("devices can be looked up again");
-                    }
-                    for (device, asker) in questions {
-                        // Two connections of one device may have asked. Whoever left needs no answer.
-                        drop(asker.send(found.get(&device).cloned().transpose()));
-                    }
-                    return;
-                }
-                Err(error) => {
-                    if pause == FIRST_PAUSE {
-                        warn!(error = %chain(&error), "devices cannot be looked up now; trying again");
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-            }
-        }
-    }
-
-    async fn look(
-        &self,
-        questions: &[Question],
-    ) -> Result<HashMap<DeviceId, Result<Standing, Arc<StoreError>>>, StoreError> {
-        let devices: HashSet<_> = questions.iter().map(|(device, _)| device.clone()).collect();
-        let devices: Vec<_> = devices.into_iter().collect();
+    async fn look(&self, devices: Vec<DeviceId>) -> Result<Found<DeviceId, Standing>, StoreError> {
         self.metrics.lookups.inc();
         self.metrics.looked_up.inc_by(devices.len() as u64);
         let mut db = self.store.read().await?;
-        let found = devices::standings(&mut db, &devices).await?;
-        let shared = |(device, standing): (_, Result<_, _>)| (device, standing.map_err(Arc::new));
-        Ok(found.into_iter().map(shared).collect())
+        devices::standings(&mut db, &devices).await
     }
 
-    fn questions(&self) -> std::sync::MutexGuard<'_, Vec<Question>> {
-        self.questions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    async fn read_sets(
+        &self,
+        keys: Vec<Content>,
+    ) -> Result<Found<Content, Arc<ManifestSet>>, StoreError> {
+        let mut found = HashMap::with_capacity(keys.len());
+        for (tenant, digests) in by_tenant(keys) {
+            let mut db = self.store.read().await?;
+            for (digest, set) in content::sets(&mut db, &tenant, &digests).await? {
+                let set = set.map(Arc::new);
+                if let Ok(set) = &set {
+                    self.store.cache().put_set(&tenant, set.clone());
+                }
+                found.insert((tenant.clone(), digest), set);
+            }
+        }
+        Ok(found)
     }
+
+    async fn read_objects(&self, keys: Vec<Content>) -> Result<Found<Content, Object>, StoreError> {
+        let mut found = HashMap::with_capacity(keys.len());
+        for (tenant, digests) in by_tenant(keys) {
+            let mut db = self.store.read().await?;
+            for (digest, object) in content::objects(&mut db, &tenant, digests).await? {
+                self.store.cache().put_object(&tenant, &object);
+                found.insert((tenant.clone(), digest), Ok(object));
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn by_tenant(keys: Vec<Content>) -> HashMap<TenantName, Vec<Digest>> {
+    let mut tenants: HashMap<_, Vec<_>> = HashMap::new();
+    for (tenant, digest) in keys {
+        tenants.entry(tenant).or_default().push(digest);
+    }
+    tenants
 }

@@ -11,7 +11,8 @@
 //! Whether a device is connected is not a word but a fact: it is read from the [`Hub`] when it is stored. So it
 //! does not matter in which order a device's older and newer sessions say that something changed.
 //!
-//! When the store fails, everything stays and is tried again, under what came since.
+//! When the store fails, everything stays and is tried again, under what came since. What a device said here before
+//! it went to another replica does not overwrite what it says there.
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
@@ -38,6 +39,7 @@ use crate::{
     },
 };
 
+const LEAST_REST: Duration = Duration::from_millis(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -152,16 +154,17 @@ impl Recorder {
             tokio::select! {
                 () = self.wake.notified() => {}
                 () = end.cancelled() => {
-                    self.drain().await;
+                    self.drain(&end).await;
                     return;
                 }
             }
-            self.drain().await;
+            self.drain(&end).await;
         }
     }
 
-    /// Stores until nothing is left.
-    async fn drain(&self) {
+    /// Stores until nothing is left. After each transaction there is a rest as long as it took: SQLite has one
+    /// writer and no line, and others want to be it, too.
+    async fn drain(&self, end: &CancellationToken) {
         let mut pause = FIRST_PAUSE;
         loop {
             let batch = std::mem::take(&mut *self.news());
@@ -183,6 +186,11 @@ impl Recorder {
                     let told = batch.values().filter(|news| news.report.is_some());
                     for fleet in told.map(|news| &news.fleet).collect::<BTreeSet<_>>() {
                         (self.progressed)(fleet);
+                    }
+                    let rest = tokio::time::sleep(started.elapsed().max(LEAST_REST));
+                    tokio::select! {
+                        () = rest => {}
+                        () = end.cancelled() => {}
                     }
                 }
                 Err(error) => {
@@ -219,7 +227,7 @@ impl Recorder {
             .collect();
         let facts: Vec<_> = sorted
             .iter()
-            .filter_map(|(device, news)| Some((&news.fleet.tenant, *device, news.facts.as_ref()?)))
+            .filter_map(|(device, news)| Some((&news.fleet, *device, news.facts.as_ref()?)))
             .collect();
         let reports: Vec<_> = sorted
             .iter()
@@ -232,9 +240,9 @@ impl Recorder {
             })
             .collect();
         let mut db = self.store.write().await?;
-        devices::put_connections(&mut db, &self.replica, &comings).await?;
         devices::set_facts(&mut db, &facts).await?;
-        devices::put_observed(&mut db, &reports).await?;
+        devices::put_connections(&mut db, &self.replica, &comings).await?;
+        devices::put_observed(&mut db, &self.replica, &reports).await?;
         db.commit().await?;
         Ok(())
     }

@@ -1,10 +1,10 @@
 //! One device's session: carries out what [`ControlSession`] decides.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use longshore_protocol::{
-    DeviceId, DeviceName, Digest, Entry, Generation,
+    DeviceId, DeviceName, Entry, Generation, Object,
     api::DeviceState,
     message::{
         ControlMessage, DeviceMessage, Held, RejectReason, StatusReport, objects_in_parts, patched,
@@ -20,21 +20,28 @@ use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message, Utf8Bytes,
-        protocol::{CloseFrame, frame::coding::CloseCode},
+        Bytes, Message, Utf8Bytes,
+        protocol::{
+            CloseFrame,
+            frame::{
+                Frame,
+                coding::{CloseCode, Data, OpCode},
+            },
+        },
     },
 };
 use tracing::{Span, debug, info, info_span, warn};
 
-use super::{Gateway, lookups::LookupError};
+use super::{Gateway, gather::AskError};
 use crate::{
     ca::{Request, Signer as _},
     clock,
     enrollment::bounded,
     error::chain,
     hub::{self, Pokes, Signal},
+    rate::{Bucket, Rate},
     store::{
-        StoreError, content,
+        StoreError,
         devices::{self, Desired, Standing},
         fleets::FleetId,
     },
@@ -44,6 +51,18 @@ use crate::{
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
 const MAX_CONDITIONS: usize = 32;
 const MAX_CONDITION_TEXT: usize = 2000;
+/// How much text the conditions of one report may have together, in bytes.
+const MAX_REPORT_TEXT: usize = 16 * 1024;
+/// Longer messages are sent in several WebSocket frames: what the socket's buffer has once held, it keeps.
+const FRAGMENT: usize = 8 * 1024;
+/// How many bytes of bodies are read and sent at a time.
+const BODIES_AT_ONCE: u64 = 64 * 1024;
+/// How many frames a device may send; one of many bytes counts as many. Whoever sends more is read later.
+const PACE: Rate = Rate {
+    burst: 200.0,
+    per_second: 50.0,
+};
+const BYTES_PER_FRAME: usize = 4096;
 
 /// Why a session ends.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +85,8 @@ enum End {
     Socket(#[source] Box<tokio_tungstenite::tungstenite::Error>),
     #[error("the store failed")]
     Store(#[from] StoreError),
-    #[error("the device cannot be looked up")]
-    Lookup(#[from] LookupError),
+    #[error("what the device needs cannot be read")]
+    Read(#[from] AskError),
 }
 
 impl From<tokio_tungstenite::tungstenite::Error> for End {
@@ -95,6 +114,7 @@ pub(super) struct Session {
     entry: Arc<hub::Session>,
     socket: WebSocketStream<TlsStream<TcpStream>>,
     machine: ControlSession,
+    pace: Bucket,
     /// What the device should run, where that was not used yet.
     looked_up: Option<LookedUp>,
 }
@@ -117,6 +137,7 @@ impl Session {
             entry,
             socket,
             machine: ControlSession::new(),
+            pace: Bucket::full(PACE),
             looked_up: Some(LookedUp(standing.desired)),
         }
     }
@@ -139,7 +160,7 @@ impl Session {
             | End::Shutdown
             | End::Inactive
             | End::Socket(_) => debug!(reason = %end, "disconnected"),
-            End::Stuck | End::Protocol(_) | End::Store(_) | End::Lookup(_) => {
+            End::Stuck | End::Protocol(_) | End::Store(_) | End::Read(_) => {
                 warn!(error = %chain(&end), "the session was ended");
             }
         });
@@ -153,11 +174,16 @@ impl Session {
 
     async fn serve(&mut self) -> Result<End, End> {
         loop {
+            if let Some(pause) = self.pace.debt(PACE) {
+                tokio::time::sleep(pause).await;
+            }
             tokio::select! {
                 frame = self.socket.next() => {
                     let Some(frame) = frame else { return Ok(End::Gone) };
+                    let frame = frame?;
                     self.entry.heard();
-                    match frame? {
+                    self.pace.spend(PACE, cost(&frame));
+                    match frame {
                         Message::Binary(bytes) => {
                             let message = DeviceMessage::decode(&bytes)
                                 .map_err(|error| End::Protocol(error.to_string()))?;
@@ -218,7 +244,7 @@ impl Session {
                 if matches!(message, ControlMessage::Offer { .. }) {
                     self.gateway.metrics.offers.inc();
                 }
-                self.send_manifests(&message).await?;
+                self.send_manifests(message.encode()).await?;
             }
             Effect::SendDelta {
                 generation,
@@ -228,31 +254,37 @@ impl Session {
                 delta,
                 previous,
             } => {
-                let objects = self.objects(&delta.upserts).await?;
-                let upserts = delta
-                    .upserts
-                    .iter()
-                    .filter_map(|entry| objects.get(&entry.digest).cloned())
-                    .collect();
-                let previous = self.objects(&previous).await?;
-                let (upserts, patches) = patched(upserts, previous.values());
-                let removals = delta.removals;
+                let frame = {
+                    let _place = self.gateway.places.take(&self.fleet.tenant).await;
+                    let objects = self.objects(&delta.upserts).await?;
+                    let previous = self.objects(&previous).await?;
+                    let (upserts, patches) = patched(objects, &previous);
+                    ControlMessage::Delta {
+                        generation,
+                        revision,
+                        base,
+                        target,
+                        upserts,
+                        patches,
+                        removals: delta.removals,
+                    }
+                    .encode()
+                };
                 self.gateway.metrics.deltas.inc();
-                self.send_manifests(&ControlMessage::Delta {
-                    generation,
-                    revision,
-                    base,
-                    target,
-                    upserts,
-                    patches,
-                    removals,
-                })
-                .await?;
+                self.send_manifests(frame).await?;
             }
             Effect::SendObjects { target, entries } => {
-                let objects = self.objects(&entries).await?;
-                for message in objects_in_parts(target, objects.values()) {
-                    self.send_manifests(&message).await?;
+                let mut entries = entries.as_slice();
+                while !entries.is_empty() {
+                    let (some, rest) = entries.split_at(first_few(entries));
+                    entries = rest;
+                    let messages = {
+                        let _place = self.gateway.places.take(&self.fleet.tenant).await;
+                        objects_in_parts(target, &self.objects(some).await?)
+                    };
+                    for message in messages {
+                        self.send_manifests(message.encode()).await?;
+                    }
                 }
             }
             Effect::RecordHello(hello) => {
@@ -310,33 +342,36 @@ impl Session {
             // The most frequent case by far, and the machine needs no entries to do nothing.
             return Ok(None);
         }
+        let target = desired.target.digest;
+        let wanted = [Some(target), held.map(|held| held.digest)];
         let tenant = &self.fleet.tenant;
-        let mut db = self.gateway.store.read().await?;
-        let Some(set) = content::set(&mut db, tenant, desired.target.digest).await? else {
+        let sets = {
+            let _place = self.gateway.places.take(tenant).await;
+            let digests = wanted.into_iter().flatten();
+            self.gateway.lookups.sets(tenant, digests).await?
+        };
+        let Some(set) = sets.get(&target) else {
             self.span()
                 .in_scope(|| warn!("the store lost the desired set"));
             return Ok(None);
         };
-        let base = match held {
-            Some(held) if held.digest == desired.target.digest => Some(set.clone()),
-            Some(held) => content::set(&mut db, tenant, held.digest).await?,
-            None => None,
-        };
         Ok(Some(control::Desired {
             generation: desired.target.generation,
             revision: desired.revision,
-            set: Arc::new(set),
-            base: base.map(Arc::new),
+            set: set.clone(),
+            base: held.and_then(|held| sets.get(&held.digest).cloned()),
         }))
     }
 
-    async fn objects(
-        &self,
-        entries: &[Entry],
-    ) -> Result<BTreeMap<Digest, longshore_protocol::Object>, StoreError> {
-        let mut db = self.gateway.store.read().await?;
+    /// These objects, without those that the store lost.
+    async fn objects(&self, entries: &[Entry]) -> Result<Vec<Object>, AskError> {
         let digests = entries.iter().map(|entry| entry.digest);
-        content::objects(&mut db, &self.fleet.tenant, digests).await
+        let tenant = &self.fleet.tenant;
+        let mut found = self.gateway.lookups.objects(tenant, digests).await?;
+        Ok(entries
+            .iter()
+            .filter_map(|entry| found.remove(&entry.digest))
+            .collect())
     }
 
     fn record_accepted(&self, held: Held) {
@@ -397,25 +432,35 @@ impl Session {
         }
     }
 
-    async fn send_manifests(&mut self, message: &ControlMessage) -> Result<(), End> {
-        let frame = message.encode();
+    async fn send_manifests(&mut self, message: Vec<u8>) -> Result<(), End> {
         self.gateway
             .metrics
             .manifest_bytes
-            .inc_by(frame.len() as u64);
-        self.send_frame(frame).await
+            .inc_by(message.len() as u64);
+        self.send_bytes(message).await
     }
 
     async fn send(&mut self, message: &ControlMessage) -> Result<(), End> {
-        self.send_frame(message.encode()).await
+        self.send_bytes(message.encode()).await
     }
 
-    async fn send_frame(&mut self, frame: Vec<u8>) -> Result<(), End> {
-        let send = self.socket.send(Message::Binary(frame.into()));
+    async fn send_bytes(&mut self, message: Vec<u8>) -> Result<(), End> {
+        let send = async {
+            let mut rest = Bytes::from(message);
+            let mut opcode = Data::Binary;
+            loop {
+                let piece = rest.split_to(rest.len().min(FRAGMENT));
+                let frame = Frame::message(piece, OpCode::Data(opcode), rest.is_empty());
+                self.socket.send(Message::Frame(frame)).await?;
+                if rest.is_empty() {
+                    return Ok(());
+                }
+                opcode = Data::Continue;
+            }
+        };
         tokio::time::timeout(SEND_DEADLINE, send)
             .await
-            .map_err(|_elapsed| End::Stuck)??;
-        Ok(())
+            .map_err(|_elapsed| End::Stuck)?
     }
 
     async fn say_goodbye(&mut self, end: &End) {
@@ -424,7 +469,7 @@ impl Session {
             End::Protocol(_) => CloseCode::Protocol,
             End::Inactive | End::Replaced => CloseCode::Policy,
             End::Shutdown => CloseCode::Restart,
-            End::Store(_) | End::Lookup(_) => CloseCode::Again,
+            End::Store(_) | End::Read(_) => CloseCode::Again,
         };
         let goodbye = async {
             if matches!(end, End::Shutdown) {
@@ -441,16 +486,80 @@ impl Session {
     }
 }
 
+/// How much of its pace a frame costs a device.
+fn cost(frame: &Message) -> f64 {
+    let frames = u32::try_from(1 + frame.len() / BYTES_PER_FRAME).unwrap_or(u32::MAX);
+    f64::from(frames)
+}
+
+/// How many of these bodies are read and sent together: at least one.
+fn first_few(entries: &[Entry]) -> usize {
+    let mut size = 0;
+    let fits = entries.iter().take_while(|entry| {
+        size += entry.size;
+        size <= BODIES_AT_ONCE
+    });
+    fits.count().max(1).min(entries.len())
+}
+
 /// A device's words are stored; keep them short.
 fn bound_report(mut report: StatusReport) -> StatusReport {
     report.conditions.truncate(MAX_CONDITIONS);
+    let mut room = MAX_REPORT_TEXT;
     for condition in &mut report.conditions {
         for text in [&mut condition.kind, &mut condition.reason] {
             *text = text.chars().take(64).collect();
         }
-        if condition.message.len() > MAX_CONDITION_TEXT {
-            condition.message = condition.message.chars().take(MAX_CONDITION_TEXT).collect();
+        let most = MAX_CONDITION_TEXT.min(room);
+        if condition.message.len() > most {
+            let end = condition.message.floor_char_boundary(most);
+            condition.message.truncate(end);
         }
+        room -= condition.message.len();
     }
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_protocol::{Condition, Digest, ObjectKey, message::Phase};
+
+    use super::*;
+
+    #[test]
+    fn a_report_has_bounds() {
+        let conditions =
+            (0..100).map(|_| Condition::holds(&"k".repeat(99), "r", "ä".repeat(1500), 1));
+        let report = bound_report(StatusReport {
+            held: Held {
+                generation: Generation::FIRST,
+                digest: Digest::of(b""),
+            },
+            phase: Phase::Failed,
+            conditions: conditions.collect(),
+        });
+        assert_eq!(report.conditions.len(), MAX_CONDITIONS);
+        let texts = report.conditions.iter().map(|it| it.message.len());
+        assert!(texts.clone().all(|length| length <= MAX_CONDITION_TEXT));
+        assert!((MAX_REPORT_TEXT - 1..=MAX_REPORT_TEXT).contains(&texts.sum()));
+    }
+
+    #[test]
+    fn bodies_go_in_portions() {
+        let entry = |size| Entry {
+            key: ObjectKey {
+                api_version: "v1".to_owned(),
+                kind: "ConfigMap".to_owned(),
+                namespace: String::new(),
+                name: "a".to_owned(),
+            },
+            digest: Digest::of(b"a"),
+            size,
+        };
+        let of = |sizes: &[u64]| first_few(&sizes.iter().copied().map(entry).collect::<Vec<_>>());
+        assert_eq!(of(&[1, 1, 1]), 3);
+        assert_eq!(of(&[BODIES_AT_ONCE - 1, 1, 1]), 2);
+        assert_eq!(of(&[BODIES_AT_ONCE + 1, 1]), 1);
+        assert_eq!(of(&[]), 0);
+    }
 }

@@ -134,6 +134,12 @@ impl Reconciler {
             fleets::record_revision(&mut db, fleet, &revision).await?;
         }
         db.commit().await?;
+        // The devices' sessions are about to ask for these.
+        self.parts.store.cache().put(
+            tenant,
+            plan.moves.iter().map(|change| &change.set),
+            &execution.fresh_objects,
+        );
         Ok(())
     }
 }

@@ -7,7 +7,9 @@ use longshore_protocol::{Digest, Entry, ManifestSet, Object, TenantName};
 use sqlx::AnyConnection;
 use tracing::warn;
 
-use super::{StoreError, corrupt, from_json, in_chunks, json, parse, placeholders, signed};
+use super::{
+    StoreError, corrupt, from_json, in_chunks, is_common, json, parse, placeholders, signed,
+};
 
 const COMPRESSION: i32 = 3;
 
@@ -123,7 +125,7 @@ pub async fn objects(
             placeholders(1, chunk.len()),
             chunk.len() + 1
         );
-        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql));
+        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).persistent(is_common(chunk.len()));
         for digest in chunk {
             query = query.bind(digest.to_string());
         }
@@ -177,23 +179,48 @@ pub async fn set(
     tenant: &TenantName,
     digest: Digest,
 ) -> Result<Option<ManifestSet>, StoreError> {
-    let row: Option<(Vec<u8>,)> =
-        sqlx::query_as("SELECT entries FROM sets WHERE tenant = $1 AND digest = $2")
-            .bind(tenant.as_str())
-            .bind(digest.to_string())
-            .fetch_optional(db)
-            .await?;
-    let Some((entries,)) = row else {
-        return Ok(None);
-    };
-    let entries: Vec<Entry> = serde_json::from_slice(&decompress(&entries, "sets.entries")?)
+    sets(db, tenant, &[digest])
+        .await?
+        .remove(&digest)
+        .transpose()
+}
+
+/// The sets with these digests. Those that the store does not have are left out; those that are damaged are errors
+/// of their own.
+pub async fn sets(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    digests: &[Digest],
+) -> Result<BTreeMap<Digest, Result<ManifestSet, StoreError>>, StoreError> {
+    let mut found = BTreeMap::new();
+    for chunk in digests.chunks(super::ROWS_PER_STATEMENT) {
+        let sql = format!(
+            "SELECT digest, entries FROM sets WHERE digest IN {} AND tenant = ${}",
+            placeholders(1, chunk.len()),
+            chunk.len() + 1
+        );
+        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).persistent(is_common(chunk.len()));
+        for digest in chunk {
+            query = query.bind(digest.to_string());
+        }
+        let rows: Vec<(String, Vec<u8>)> = query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
+        for (digest, entries) in rows {
+            let digest = parse(&digest, "sets.digest")?;
+            found.insert(digest, intact_set(digest, &entries));
+        }
+    }
+    Ok(found)
+}
+
+fn intact_set(digest: Digest, entries: &[u8]) -> Result<ManifestSet, StoreError> {
+    let entries: Vec<Entry> = serde_json::from_slice(&decompress(entries, "sets.entries")?)
         .map_err(|error| corrupt("sets.entries", &error.to_string()))?;
     let set =
         ManifestSet::new(entries).map_err(|error| corrupt("sets.entries", &error.to_string()))?;
     if set.digest() != digest {
         return Err(corrupt("sets.entries", "a set with another digest"));
     }
-    Ok(Some(set))
+    Ok(set)
 }
 
 /// Writes content by its digest, with the statement that `statement` makes of the rows' placeholders.

@@ -4,14 +4,16 @@ use anyhow::{Context as _, Result, ensure};
 use futures_util::{SinkExt as _, StreamExt as _};
 use longshore_e2e::{
     Candidate, World,
-    edge::{self, Attempt, Identity, certificates, closed},
+    edge::{self, Attempt, Client, Identity, certificates, closed},
     eventually,
     pki::{Authority, Leaf},
 };
 use longshore_protocol::{
+    Digest,
     api::{Approval, DeviceState, EnrollApproved},
-    message::{ControlMessage, DeviceMessage, Hello},
+    message::{ControlMessage, DeviceMessage, Held, Hello, MAX_DEVICE_FRAME, Phase, StatusReport},
 };
+use rustls::HandshakeKind;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use time::Duration;
 use tokio_tungstenite::tungstenite::Message;
@@ -189,6 +191,106 @@ async fn a_second_connection_takes_over() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// The library takes the certificate of a resumed session from the ticket. It must hold now, and so must all else.
+#[tokio::test]
+async fn a_resumed_session_is_verified_again() -> Result<()> {
+    let two = Two::devices().await?;
+    let ca = two.world.controller.ca()?;
+    let edge = two.world.controller.edge()?;
+    let authority = Authority::of_controller(two.world.controller.data_dir())?;
+    let client = |device: &(Candidate, EnrollApproved), until| {
+        let leaf = Leaf {
+            until,
+            ..Leaf::of(device.1.device_id.as_str())
+        };
+        let identity = Identity {
+            chain: authority.issue(&leaf, device.0.key())?,
+            key: device.0.key().serialize_der(),
+            token: Some(device.1.device_token.as_str()),
+        };
+        Client::new(&ca, identity)
+    };
+    let short = client(&two.mine, Duration::seconds(15))?;
+    let (attempt, kind) = short.connect(edge).await?;
+    ensure!(
+        !attempt.is_refused() && kind == Some(HandshakeKind::Full),
+        "{attempt:?}"
+    );
+    eventually("the certificate ends", async || {
+        let (attempt, kind) = short.connect(edge).await?;
+        ensure!(kind == Some(HandshakeKind::Resumed), "{kind:?}");
+        ensure!(matches!(attempt, Attempt::Tls(_)), "{attempt:?}");
+        Ok(())
+    })
+    .await?;
+
+    let cut_off = client(&two.theirs, Duration::days(1))?;
+    let (attempt, _) = cut_off.connect(edge).await?;
+    ensure!(!attempt.is_refused(), "{attempt:?}");
+    two.world.api.decide("theirs", "decommission").await?;
+    let (attempt, kind) = cut_off.connect(edge).await?;
+    ensure!(kind == Some(HandshakeKind::Resumed), "{kind:?}");
+    ensure!(matches!(attempt, Attempt::Refused(403)), "{attempt:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_no_message_ends_the_session() -> Result<()> {
+    let two = Two::devices().await?;
+    let chain = certificates(&two.mine.1.certificate_chain)?;
+    let token = Some(two.mine.1.device_token.as_str());
+    for nonsense in [
+        Message::binary(vec![0xff; 100]),
+        Message::binary(vec![0; MAX_DEVICE_FRAME + 1]),
+    ] {
+        let Attempt::Open(mut session) = two.connect(chain.clone(), &two.mine.0, token).await?
+        else {
+            anyhow::bail!("the device does not get in")
+        };
+        // Of what is too large, the first bytes are enough; the rest may find a closed connection.
+        drop(session.send(nonsense).await);
+        closed(&mut session).await?;
+    }
+    Ok(())
+}
+
+/// A device that says the same again and again is read at its pace. The last word is stored, and others are served.
+#[tokio::test]
+async fn a_device_that_floods_is_slowed_and_loses_nothing() -> Result<()> {
+    let two = Two::devices().await?;
+    let chain = certificates(&two.mine.1.certificate_chain)?;
+    let token = Some(two.mine.1.device_token.as_str());
+    let Attempt::Open(mut session) = two.connect(chain, &two.mine.0, token).await? else {
+        anyhow::bail!("the device does not get in")
+    };
+    let hello = DeviceMessage::Hello(Hello::default());
+    let welcomed = |message| matches!(message, ControlMessage::Welcome { .. }).then_some(());
+    ask(&mut session, &hello, welcomed).await?;
+    let last = 600;
+    for generation in 1..=last {
+        let report = StatusReport {
+            held: Held {
+                generation: generation.into(),
+                digest: Digest::of(b"any"),
+            },
+            phase: Phase::Applied,
+            conditions: Vec::new(),
+        };
+        let status = DeviceMessage::Status(report).encode();
+        session.send(Message::binary(status)).await?;
+    }
+    eventually("the last report is stored", async || {
+        let observed = two.world.api.device("mine").await?.observed;
+        let generation = observed.map(|observed| observed.generation);
+        ensure!(generation == Some(last.into()), "{generation:?}");
+        Ok(())
+    })
+    .await?;
+    let flushes = two.world.api.metrics().await?.count("report_flushes");
+    ensure!(flushes <= last + 10, "{flushes}");
+    Ok(())
 }
 
 /// Sends a message, and waits for the first answer that `wanted` picks.

@@ -10,6 +10,9 @@ use crate::{
     store::{StoreError, fleets::FleetId, in_chunks, parse, signed, unsigned},
 };
 
+/// How far replicas' clocks may be apart.
+const SKEW_MS: u64 = 5_000;
+
 /// Whether a device is connected, and when it last came or went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connection {
@@ -33,7 +36,8 @@ pub struct Coming {
 }
 
 /// Remembers which devices came to this replica, and which went, each device once. One that went here and is
-/// connected elsewhere by now stays connected. Devices that are no longer there are left out.
+/// connected elsewhere by now stays connected. Devices that are no longer there are left out, and so are those that
+/// came here and are at another living replica since: what is stored late must not look like news.
 pub async fn put_connections(
     db: &mut AnyConnection,
     replica: &ReplicaId,
@@ -51,7 +55,10 @@ pub async fn put_connections(
                  SELECT v.column1, v.column2, v.column3, v.column4 FROM (VALUES {rows}) AS v
                  JOIN devices ON devices.tenant = v.column1 AND devices.id = v.column2
                  WHERE true ON CONFLICT (tenant, device) DO UPDATE SET
-                    replica = excluded.replica, seen_at = excluded.seen_at"
+                    replica = excluded.replica, seen_at = excluded.seen_at
+                 WHERE connections.replica IS NULL OR connections.replica = excluded.replica
+                    OR connections.seen_at <= excluded.seen_at + {SKEW_MS}
+                    OR NOT EXISTS (SELECT 1 FROM replicas WHERE replicas.id = connections.replica)"
             )
         },
         |query, coming| {

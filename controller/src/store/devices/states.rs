@@ -9,8 +9,9 @@ use longshore_protocol::{
 use sqlx::{AnyConnection, FromRow};
 
 use super::roster;
-use crate::store::{
-    StoreError, fleets::FleetId, from_json, in_chunks, json, parse, signed, unsigned,
+use crate::{
+    replica::ReplicaId,
+    store::{StoreError, fleets::FleetId, from_json, in_chunks, json, parse, signed, unsigned},
 };
 
 /// What a device should run.
@@ -233,22 +234,28 @@ pub struct Reported<'a> {
     pub observed: &'a Observed,
 }
 
-/// Writes reports, each device once. Those of devices that are no longer there are left out.
+/// Writes reports that came to `replica`, each device once. Those of devices that are no longer there are left out, and
+/// so are those of devices that are at another replica by now: there they say more.
 pub async fn put_observed(
     db: &mut AnyConnection,
+    replica: &ReplicaId,
     reports: &[Reported<'_>],
 ) -> Result<(), StoreError> {
     in_chunks(
         db,
         reports,
-        7,
+        8,
         |rows| {
             format!(
                 "INSERT INTO observed (tenant, device, generation, digest, phase, conditions, reported_at)
                  SELECT v.column1, v.column2, v.column3, v.column4, v.column5, v.column6, v.column7
                  FROM (VALUES {rows}) AS v
                  JOIN devices ON devices.tenant = v.column1 AND devices.id = v.column2
-                 WHERE true ON CONFLICT (tenant, device) DO UPDATE SET
+                 LEFT JOIN connections
+                    ON connections.tenant = v.column1 AND connections.device = v.column2
+                 WHERE connections.replica IS NULL OR connections.replica = v.column8
+                    OR NOT EXISTS (SELECT 1 FROM replicas WHERE replicas.id = connections.replica)
+                 ON CONFLICT (tenant, device) DO UPDATE SET
                     generation = excluded.generation, digest = excluded.digest, phase = excluded.phase,
                     conditions = excluded.conditions, reported_at = excluded.reported_at"
             )
@@ -263,6 +270,7 @@ pub async fn put_observed(
                 .bind(format!("{:?}", report.phase))
                 .bind(json(&report.conditions))
                 .bind(signed(*reported_at))
+                .bind(replica.as_str())
         },
     )
     .await?;

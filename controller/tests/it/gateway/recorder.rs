@@ -14,6 +14,7 @@ use longshore_controller::{
     store::{
         devices::{self, Connection, Device, DeviceView},
         fleets::FleetId,
+        replicas,
     },
 };
 use longshore_protocol::{
@@ -51,8 +52,12 @@ impl Bench {
         let metrics = Arc::new(Metrics::default());
         let progressed = Arc::new(Mutex::new(Vec::new()));
         let told = progressed.clone();
+        let replica = ReplicaId::random();
+        let mut db = database.write().await;
+        replicas::alone(&mut db, &replica).await.unwrap();
+        db.commit().await.unwrap();
         let recorder = Recorder::new(
-            ReplicaId::random(),
+            replica,
             database.store.clone(),
             hub.clone(),
             metrics.clone(),

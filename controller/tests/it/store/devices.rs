@@ -42,6 +42,7 @@ contracts!(
     the_highest_generation_harms_nobody,
     the_last_report_is_kept,
     a_device_is_where_it_came_last,
+    what_is_stored_late_is_no_news,
     writers_wait_for_each_other,
 );
 
@@ -84,7 +85,7 @@ async fn a_device_comes_back_as_it_was(database: Database) {
     let mut db = database.write().await;
     let (tenant, id) = (&shops.tenant, &full.id);
     let facts = BTreeMap::from([("os".to_owned(), "other".to_owned())]);
-    devices::set_facts(&mut db, &[(tenant, id, &facts)])
+    devices::set_facts(&mut db, &[(&full.fleet, id, &facts)])
         .await
         .unwrap();
     devices::set_folder_to_delete(&mut db, tenant, id, false)
@@ -264,7 +265,7 @@ async fn another_tenants_device_cannot_be_changed(database: Database) {
     devices::set_folder_to_delete(&mut db, &tenant, id, true)
         .await
         .unwrap();
-    devices::set_facts(&mut db, &[(&tenant, id, &BTreeMap::new())])
+    devices::set_facts(&mut db, &[(&ours, id, &BTreeMap::new())])
         .await
         .unwrap();
     devices::raise_generation(&mut db, &ours, id, Generation::from(9))
@@ -285,7 +286,9 @@ async fn another_tenants_device_cannot_be_changed(database: Database) {
         device: id,
         observed: &observed(report, 9),
     };
-    devices::put_observed(&mut db, &[stolen]).await.unwrap();
+    devices::put_observed(&mut db, &ReplicaId::random(), &[stolen])
+        .await
+        .unwrap();
     db.commit().await.unwrap();
     assert_eq!(snapshot(&database, &theirs).await, before);
 }
@@ -545,9 +548,13 @@ async fn the_highest_generation_harms_nobody(database: Database) {
         let mut db = database.write().await;
         let report = report(hostile, "one", Phase::Applied);
         let report = observed(report, 1);
-        devices::put_observed(&mut db, &[reported(&device(&shops, 1), &report)])
-            .await
-            .unwrap();
+        devices::put_observed(
+            &mut db,
+            &ReplicaId::random(),
+            &[reported(&device(&shops, 1), &report)],
+        )
+        .await
+        .unwrap();
         db.commit().await.unwrap();
     }
     let mut db = database.read().await;
@@ -586,7 +593,7 @@ async fn the_last_report_is_kept(database: Database) {
         let content = if generation == 1 { "one" } else { "two" };
         let sent = report(generation, content, phase);
         let sent = observed(sent, 50 + generation);
-        devices::put_observed(&mut db, &[reported(&only, &sent)])
+        devices::put_observed(&mut db, &ReplicaId::random(), &[reported(&only, &sent)])
             .await
             .unwrap();
         let view = devices::view(&mut db, only.clone()).await.unwrap();
@@ -596,6 +603,56 @@ async fn the_last_report_is_kept(database: Database) {
         let list = devices::list(&mut db, &shops).await.unwrap();
         assert_eq!(list[0].observed, view.observed);
     }
+}
+
+/// A device went to another replica while the first one could not reach the store.
+async fn what_is_stored_late_is_no_news(database: Database) {
+    two_tenants(&database).await;
+    let only = device(&fleet_id("one", "shops"), 1);
+    insert_devices(&database, [&only]).await;
+    let (first, second) = (ReplicaId::random(), ReplicaId::random());
+    let minute = 60_000;
+    let mut db = database.write().await;
+    for replica in [&first, &second] {
+        sqlx::query("INSERT INTO replicas (id, alive_until, wants) VALUES ($1, 0, 0)")
+            .bind(replica.as_str())
+            .execute(&mut *db)
+            .await
+            .unwrap();
+    }
+    let (old, new) = (
+        observed(report(1, "one", Phase::Applied), minute),
+        observed(report(2, "two", Phase::Applied), 3 * minute),
+    );
+    let put = async |db: &mut AnyConnection, replica, at, report| {
+        devices::put_connections(&mut *db, replica, &[coming(&only, true, at)])
+            .await
+            .unwrap();
+        devices::put_observed(db, replica, &[reported(&only, report)])
+            .await
+            .unwrap();
+    };
+    let stored = async |db: &mut AnyConnection| {
+        let view = devices::view(db, only.clone()).await.unwrap();
+        (view.connection, view.observed.unwrap())
+    };
+    put(&mut db, &second, 2 * minute, &new).await;
+    let right = stored(&mut db).await;
+    put(&mut db, &first, minute, &old).await;
+    devices::put_connections(&mut db, &first, &[coming(&only, false, 4 * minute)])
+        .await
+        .unwrap();
+    assert_eq!(stored(&mut db).await, right);
+    assert_eq!(right.1, new);
+    // Clocks differ a little, and a replica that is no longer alive has no devices.
+    put(&mut db, &first, 2 * minute - 1000, &old).await;
+    assert_eq!(stored(&mut db).await.1, old);
+    sqlx::query("DELETE FROM replicas")
+        .execute(&mut *db)
+        .await
+        .unwrap();
+    put(&mut db, &second, minute, &new).await;
+    assert_eq!(stored(&mut db).await.1, new);
 }
 
 async fn a_device_is_where_it_came_last(database: Database) {

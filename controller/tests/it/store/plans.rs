@@ -190,9 +190,13 @@ async fn use_everything(database: &Database) {
     devices::raise_generation(db, &shops, &first.id, Generation::FIRST)
         .await
         .unwrap();
-    devices::put_observed(db, &[reported(&first, &observed(report, 1))])
-        .await
-        .unwrap();
+    devices::put_observed(
+        db,
+        &ReplicaId::random(),
+        &[reported(&first, &observed(report, 1))],
+    )
+    .await
+    .unwrap();
     devices::standings(db, &ids).await.unwrap();
     devices::list(db, &shops).await.unwrap();
     devices::view(db, first.clone()).await.unwrap();
@@ -212,9 +216,16 @@ async fn use_everything(database: &Database) {
             .await
             .unwrap();
     }
-    devices::set_facts(db, &[(tenant, &first.id, &BTreeMap::new())])
-        .await
-        .unwrap();
+    devices::set_facts(
+        db,
+        &[(
+            &shops,
+            &first.id,
+            &BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+        )],
+    )
+    .await
+    .unwrap();
     devices::lagging_at(db, &replica, 1).await.unwrap();
     replicas::alone(db, &replica).await.unwrap();
 
@@ -227,7 +238,7 @@ async fn use_everything(database: &Database) {
         .await
         .unwrap();
     content::put_sets(db, tenant, [&set]).await.unwrap();
-    content::set(db, tenant, set.digest()).await.unwrap();
+    content::sets(db, tenant, &[set.digest()]).await.unwrap();
 
     fleets::delete(db, &shops).await.unwrap();
 }
