@@ -368,7 +368,7 @@ fn a_commit_costs_what_it_changed() {
     // `fleet.yaml` is read each time, and the symlink that an overlay passes: these are the two.
     assert_eq!(cost(&[("README.md", "new")]), [2, 0, 0]);
     assert_eq!(cost(&[("devices/own-7/own.yaml", "new")]), [2, 1, 1]);
-    let own = "resources: [../../a]\n";
+    let own = "resources: [../../a]\nnameSuffix: -new\n";
     assert_eq!(
         cost(&[("devices/own-7/kustomization.yaml", own)]),
         [3, 1, 1]
