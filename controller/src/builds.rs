@@ -186,6 +186,21 @@ impl Asker {
         standing
     }
 
+    /// What it asked for and is being built, or waits for its turn: there is nothing to see yet.
+    pub fn under_way(&self) -> HashSet<InputKey> {
+        let state = self.builds.state();
+        let is_under_way = |key: &&InputKey| {
+            let job = state.jobs.get(&(self.tenant.clone(), **key));
+            job.is_some_and(|job| job.phase != Phase::Idle && job.failure.is_none())
+        };
+        let asking = state.askers.get(&self.id).into_iter();
+        asking
+            .flat_map(|asking| &asking.keys)
+            .filter(is_under_way)
+            .copied()
+            .collect()
+    }
+
     /// Withdraws what was asked for and is not among `keys`, unless it runs already.
     pub fn keep_only(&self, keys: &HashSet<InputKey>) {
         let mut state = self.builds.state();

@@ -15,15 +15,14 @@ mod desire;
 mod execute;
 pub mod roster;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use git2::Oid;
-use longshore_fleet::{Fleet, Reader, RepoPath, Tree, closure::ClosureCache};
-use longshore_protocol::{Condition, DeviceId, api::DeviceState, condition};
+use longshore_fleet::{
+    Changes as TreeChanges, ClosureCache, Closures, DeviceSpec, Fleet, FleetError, Reader,
+    RepoPath, Tree, TreeError,
+};
+use longshore_protocol::{Condition, Digest, condition};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -31,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use self::execute::Execution;
+use self::{execute::Execution, roster::Roster};
 use crate::{
     builds::{Asker, Builds, Purpose},
     clock,
@@ -40,7 +39,7 @@ use crate::{
     hub::Hub,
     metrics::Metrics,
     replica::Lease,
-    rollout::{self, Guard, Wanted},
+    rollout::{self, Guard},
     source::{
         Observation,
         git::GitError,
@@ -48,15 +47,19 @@ use crate::{
     },
     store::{
         Store, StoreError,
-        devices::{self, Description, DeviceView},
+        devices::{self, Member},
         fleets::{self, FleetId, FleetStatus},
     },
 };
 
 /// How often to look without being poked. It also finds devices that missed a poke.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// How long to wait after a pass that failed; each further failure doubles it.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How many problems a fleet's status lists.
 const MAX_PROBLEMS: usize = 100;
+/// How many changed paths are followed. Beyond that, everything is read again.
+const MAX_CHANGES: usize = 20_000;
 
 /// Why a pass ended early. The next one starts afresh.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +70,9 @@ pub enum ReconcileError {
     /// The mirror failed.
     #[error("the repo's mirror failed")]
     Mirror(#[from] GitError),
+    /// The commit's tree cannot be read.
+    #[error("the repo's mirror cannot be read")]
+    Tree(#[from] TreeError),
     /// A task was cut off by the shutdown.
     #[error("the pass was cut off")]
     Cut,
@@ -111,7 +117,8 @@ pub struct Reconciler {
     reader: Reader,
     closures: ClosureCache,
     read: Option<Arc<Reading>>,
-    desires: desire::Memory,
+    roster: Roster,
+    memory: desire::Memory,
 }
 
 /// What the repo says at one commit.
@@ -119,8 +126,39 @@ pub struct Reading {
     /// The commit.
     pub commit: Oid,
     /// The fleet, or why there is none.
-    pub fleet: Result<Fleet, String>,
+    pub fleet: Result<Arc<Fleet>, String>,
     tree: Arc<dyn Tree>,
+    /// The fleet's devices by the key that their files vouch for.
+    specs: Arc<HashMap<Digest, Arc<DeviceSpec>>>,
+}
+
+impl Reading {
+    fn of(commit: Oid, fleet: Result<Fleet, String>, tree: Arc<dyn Tree>) -> Self {
+        let specs = fleet.iter().flat_map(|fleet| fleet.devices.values());
+        let specs = specs.filter_map(|spec| Some((spec.public_key?, spec.clone())));
+        let specs = Arc::new(specs.collect());
+        Self {
+            commit,
+            fleet: fleet.map(Arc::new),
+            tree,
+            specs,
+        }
+    }
+
+    /// The same fleet at another commit.
+    fn at(&self, commit: Oid, tree: Arc<dyn Tree>) -> Self {
+        Self {
+            commit,
+            fleet: self.fleet.clone(),
+            tree,
+            specs: self.specs.clone(),
+        }
+    }
+
+    /// What the repo says of this device.
+    fn spec(&self, member: &Member) -> Option<&Arc<DeviceSpec>> {
+        self.specs.get(&member.public_key)
+    }
 }
 
 impl std::fmt::Debug for Reading {
@@ -142,31 +180,45 @@ impl Reconciler {
             reader: Reader::new(),
             closures: ClosureCache::default(),
             read: None,
-            desires: desire::Memory::default(),
+            roster: Roster::default(),
+            memory: desire::Memory::default(),
         }
     }
 
     /// Passes until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut observation = self.parts.observation.clone();
+        let mut is_due = true;
+        let mut failures = 0_u32;
         loop {
             observation.mark_unchanged();
             let started = Instant::now();
-            match self.pass().await {
-                Ok(()) => {}
-                Err(error) => error!(
-                    error = %chain(&error),
-                    "the pass failed; it will be tried again"
-                ),
+            let done = match self.pass().await {
+                Ok(()) if is_due => self.remind().await,
+                done => done,
+            };
+            match done {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    error!(error = %chain(&error), "the pass failed; it will be tried again");
+                }
             }
             self.parts.metrics.reconciliations.inc();
             self.parts
                 .metrics
                 .reconcile_seconds
                 .observe(started.elapsed().as_secs_f64());
+            is_due = false;
+            let pause = match failures {
+                0 => INTERVAL,
+                failures => FIRST_PAUSE
+                    .saturating_mul(1 << (failures - 1).min(10))
+                    .min(INTERVAL),
+            };
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(INTERVAL) => {}
+                () = tokio::time::sleep(pause) => is_due = true,
                 () = self.parts.poke.notified() => {}
                 changed = observation.changed() => if changed.is_err() { return },
             }
@@ -180,7 +232,7 @@ impl Reconciler {
         let Some(row) = fleets::find(&mut db, &self.parts.fleet).await? else {
             return Ok(());
         };
-        let devices = devices::list(&mut db, &self.parts.fleet).await?;
+        self.roster.refresh(&mut db, &row).await?;
         drop(db);
         let mut status = row.status.clone();
         condition::set(
@@ -206,9 +258,13 @@ impl Reconciler {
                 return self.finish(&row.status, status).await;
             }
         };
-        let devices = self.approve(&refs, fleet, devices).await?;
-        self.steer(&row, status, &commit, &reading, fleet, devices)
-            .await
+        if self.approve(&reading).await? {
+            let mut db = self.parts.store.read().await?;
+            if let Some(row) = fleets::find(&mut db, &self.parts.fleet).await? {
+                self.roster.refresh(&mut db, &row).await?;
+            }
+        }
+        self.steer(&row, status, &commit, &reading, fleet).await
     }
 
     /// Reads the fleet at a commit; the same commit is read once.
@@ -220,20 +276,34 @@ impl Reconciler {
         }
         let tree: Arc<dyn Tree> = self.parts.mirror.tree(commit.id).await?;
         let mut reader = std::mem::take(&mut self.reader);
-        let (root, commit) = (self.parts.root.clone(), commit.id);
-        let (reader, reading) = blocking(move || {
-            let fleet = reader
-                .read(&*tree, &root)
-                .map_err(|error| error.to_string());
-            let reading = Reading {
-                commit,
-                fleet,
-                tree,
+        let mut closures = std::mem::take(&mut self.closures);
+        let identity = self.parts.builds.identity().to_owned();
+        let (root, commit, last) = (self.parts.root.clone(), commit.id, self.read.clone());
+        let (reader, closures, reading) = blocking(move || {
+            let changes = last.as_ref().and_then(|last| {
+                let changes = TreeChanges::between(&*last.tree, &*tree, MAX_CHANGES);
+                Some((last, changes.ok()??))
+            });
+            if let Some((_, changes)) = &changes {
+                closures.advance(changes);
+            }
+            let closures = Closures::with_cache(&*tree, &identity, closures).into_cache();
+            let reading = match &changes {
+                Some((last, changes)) if !reader.is_concerned(changes) => last.at(commit, tree),
+                _ => match reader.read(&*tree, &root) {
+                    Err(FleetError::Tree(error)) => return (reader, closures, Err(error)),
+                    fleet => {
+                        let fleet = fleet.map_err(|error| error.to_string());
+                        Reading::of(commit, fleet, tree)
+                    }
+                },
             };
-            (reader, Arc::new(reading))
+            (reader, closures, Ok(Arc::new(reading)))
         })
         .await?;
         self.reader = reader;
+        self.closures = closures;
+        let reading = reading?;
         self.read = Some(reading.clone());
         self.parts.readings.send_replace(Some(reading.clone()));
         Ok(reading)
@@ -245,61 +315,50 @@ impl Reconciler {
         row: &fleets::Fleet,
         mut status: FleetStatus,
         commit: &Commit,
-        reading: &Reading,
-        fleet: &Fleet,
-        devices: Vec<DeviceView>,
+        reading: &Arc<Reading>,
+        fleet: &Arc<Fleet>,
     ) -> Result<(), ReconcileError> {
         let now = clock::now_ms();
         let revision = commit.id.to_string();
-        let active: Vec<_> = devices
-            .into_iter()
-            .filter(|view| view.device.state == DeviceState::Active)
-            .collect();
-        let mut desires = self.desire(reading, fleet, &active).await?;
+        let desires = self.desire(reading, fleet).await?;
         let guard = Guard {
-            max_removals: fleet.settings.max_decommission.of(active.len()),
+            max_removals: (fleet.settings.max_decommission).of(self.roster.active_count()),
             confirmed: row.confirmed_revision.as_deref() == Some(&*revision),
         };
-        let building = desires
-            .candidates
-            .iter()
-            .filter(|candidate| matches!(candidate.wanted, Wanted::Building))
-            .count();
-        let plan = rollout::plan(std::mem::take(&mut desires.candidates), guard);
-
-        let mut problems: Vec<_> = fleet.problems.iter().map(ToString::to_string).collect();
-        problems.append(&mut desires.problems);
-        problems.dedup();
-        let problem_count = problems.len() as u64;
-        problems.truncate(MAX_PROBLEMS);
+        let plan = rollout::plan(self.candidates(), guard);
         condition::set(
             &mut status.conditions,
-            conditions::valid(problem_count, &problems, now),
+            conditions::valid(desires.problem_count, &desires.problems, now),
         );
-        condition::set(&mut status.conditions, conditions::planned(building, now));
+        let building = conditions::planned(desires.building, now);
+        condition::set(&mut status.conditions, building);
         condition::set(
             &mut status.conditions,
             conditions::held(&plan.held, &self.parts.fleet.name, &revision, now),
         );
-        status.problems = problems;
+        status.problems = desires.problems;
         status.held.clone_from(&plan.held);
         status.revision = Some(revision.clone());
         self.execute(Execution {
             is_new: row.status.revision != status.revision,
             status: (status != row.status).then_some(status),
             commit,
-            problems: problem_count,
-            descriptions: changed_descriptions(&active, desires.descriptions),
-            fresh_objects: desires.fresh_objects,
+            problems: desires.problem_count,
+            descriptions: desires.descriptions,
+            renames: desires.renames,
+            targets: desires.targets,
             plan,
             now,
         })
-        .await?;
-        self.desires.sets = desires.sets;
-        let lagging = active
-            .iter()
-            .filter(|view| view.connection.connected && lags(view));
-        self.parts.hub.poke(lagging.map(|view| &view.device.id));
+        .await
+    }
+
+    /// Pokes the devices that are connected and do not hold what they should: they may have missed a poke.
+    async fn remind(&self) -> Result<(), ReconcileError> {
+        let mut db = self.parts.store.read().await?;
+        let lagging = devices::lagging(&mut db, &self.parts.fleet).await?;
+        drop(db);
+        self.parts.hub.poke(&lagging);
         Ok(())
     }
 
@@ -313,36 +372,6 @@ impl Reconciler {
         }
         Ok(())
     }
-}
-
-/// Whether a device does not hold what it should.
-fn lags(view: &DeviceView) -> bool {
-    view.desired.as_ref().is_some_and(|desired| {
-        view.observed
-            .as_ref()
-            .is_none_or(|observed| observed.report.held != desired.target)
-    })
-}
-
-/// Only what differs from what the store has, so that a pass without news writes nothing.
-fn changed_descriptions(
-    active: &[DeviceView],
-    descriptions: BTreeMap<DeviceId, Description>,
-) -> Vec<Description> {
-    let before: HashMap<_, _> = active
-        .iter()
-        .map(|view| (&view.device.id, &view.device))
-        .collect();
-    descriptions
-        .into_values()
-        .filter(|now| {
-            before.get(&now.id).is_some_and(|before| {
-                before.name != now.name
-                    || before.labels != now.labels
-                    || before.conditions != now.conditions
-            })
-        })
-        .collect()
 }
 
 fn short(revision: &str) -> &str {

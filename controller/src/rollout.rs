@@ -4,19 +4,19 @@
 //! here. A device whose wanted state is not known keeps what it has. And the mass-removal guard: a commit that
 //! would take away more than the fleet allows is held, as far as it takes away, until an operator confirms it.
 
-use std::sync::Arc;
+use std::sync::LazyLock;
 
 use longshore_protocol::{
     DeviceId, DeviceName, Digest, Generation, ManifestSet, api::HeldRemoval, message::Held,
 };
 
 /// One active device: what it should run so far, and what the commit wants.
-#[derive(Clone, Debug)]
-pub struct Candidate {
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
     /// Its id.
-    pub id: DeviceId,
+    pub id: &'a DeviceId,
     /// Its name.
-    pub name: DeviceName,
+    pub name: &'a DeviceName,
     /// What it should run so far.
     pub current: Option<Current>,
     /// What the commit wants.
@@ -32,11 +32,21 @@ pub struct Current {
     pub empty: bool,
 }
 
+impl Current {
+    /// A device that should run this.
+    pub fn of(target: Held) -> Self {
+        Self {
+            target,
+            empty: target.digest == *EMPTY,
+        }
+    }
+}
+
 /// What a commit wants of a device.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Wanted {
-    /// To run this.
-    Set(Arc<ManifestSet>),
+    /// To run the set with this digest.
+    Set(Digest),
     /// It will be known when a build that is under way has ended.
     Building,
     /// Nothing that is known: the overlay is broken.
@@ -61,8 +71,8 @@ pub struct Move {
     pub id: DeviceId,
     /// The generation after its present one.
     pub generation: Generation,
-    /// What it is to run.
-    pub set: Arc<ManifestSet>,
+    /// The digest of the set that it is to run.
+    pub digest: Digest,
 }
 
 /// What to do, all of it.
@@ -86,12 +96,13 @@ enum Step {
 ///
 /// Builds of one commit end one by one, and each may turn out to be empty. So that the guard counts a commit and
 /// not a moment, sets become empty only when the builds that could add to them have ended.
-pub fn plan(candidates: Vec<Candidate>, guard: Guard) -> Plan {
-    let building = candidates
-        .iter()
-        .filter(|candidate| may_become_empty(candidate))
-        .count();
-    let steps: Vec<_> = candidates.into_iter().filter_map(step).collect();
+pub fn plan<'a>(candidates: impl IntoIterator<Item = Candidate<'a>>, guard: Guard) -> Plan {
+    let mut building = 0;
+    let mut steps = Vec::new();
+    for candidate in candidates {
+        building += usize::from(may_become_empty(&candidate));
+        steps.extend(step(&candidate));
+    }
     let removals = steps
         .iter()
         .filter(|step| !matches!(step, Step::Move(_)))
@@ -118,49 +129,49 @@ pub fn plan(candidates: Vec<Candidate>, guard: Guard) -> Plan {
             Step::Decommission(_, id) => plan.decommissions.push(id),
         }
     }
+    plan.held
+        .sort_by(|one, other| one.device.cmp(&other.device));
     plan
 }
 
-fn may_become_empty(candidate: &Candidate) -> bool {
+fn may_become_empty(candidate: &Candidate<'_>) -> bool {
     matches!(candidate.wanted, Wanted::Building)
         && candidate.current.is_some_and(|current| !current.empty)
 }
 
-fn step(candidate: Candidate) -> Option<Step> {
+fn step(candidate: &Candidate<'_>) -> Option<Step> {
     let Candidate {
         id,
         name,
         current,
         wanted,
-    } = candidate;
-    let set = match wanted {
+    } = *candidate;
+    let digest = match wanted {
         Wanted::Building | Wanted::Unknown => return None,
-        Wanted::Gone => return Some(Step::Decommission(name, id)),
-        Wanted::Set(set) => set,
+        Wanted::Gone => return Some(Step::Decommission(name.clone(), id.clone())),
+        Wanted::Set(digest) => digest,
     };
-    if current.is_some_and(|current| current.target.digest == set.digest()) {
+    if current.is_some_and(|current| current.target.digest == digest) {
         return None;
     }
     let generation = current.map_or(Generation::FIRST, |current| {
         current.target.generation.next()
     });
-    let becomes_empty = set.is_empty() && current.is_some_and(|current| !current.empty);
+    let becomes_empty = digest == *EMPTY && current.is_some_and(|current| !current.empty);
     let change = Move {
-        id,
+        id: id.clone(),
         generation,
-        set,
+        digest,
     };
     Some(if becomes_empty {
-        Step::Empty(name, change)
+        Step::Empty(name.clone(), change)
     } else {
         Step::Move(change)
     })
 }
 
 /// The digest of a set without objects.
-pub fn empty_digest() -> Digest {
-    ManifestSet::empty().digest()
-}
+pub static EMPTY: LazyLock<Digest> = LazyLock::new(|| ManifestSet::empty().digest());
 
 #[cfg(test)]
 mod tests {
@@ -169,7 +180,7 @@ mod tests {
 
     use super::*;
 
-    fn set(version: u8) -> Arc<ManifestSet> {
+    fn set(version: u8) -> Digest {
         let key = ObjectKey {
             api_version: "v1".into(),
             kind: "ConfigMap".into(),
@@ -181,11 +192,12 @@ mod tests {
             digest: Digest::of(&[version]),
             size: 1,
         };
-        Arc::new(ManifestSet::new((version > 0).then_some(entry)).unwrap())
+        let set = ManifestSet::new((version > 0).then_some(entry)).unwrap();
+        set.digest()
     }
 
     fn current(version: u8, generation: u64) -> Current {
-        let digest = set(version).digest();
+        let digest = set(version);
         Current {
             target: Held {
                 generation: generation.into(),
@@ -195,11 +207,11 @@ mod tests {
         }
     }
 
-    fn candidate(n: u8, current: Option<Current>, wanted: Wanted) -> Candidate {
+    fn candidate(n: u8, current: Option<Current>, wanted: Wanted) -> Candidate<'static> {
         let name = format!("device-{n}").parse().unwrap();
         Candidate {
-            id: DeviceId::from_random([n; 16]),
-            name,
+            id: Box::leak(Box::new(DeviceId::from_random([n; 16]))),
+            name: Box::leak(Box::new(name)),
             current,
             wanted,
         }
@@ -274,11 +286,7 @@ mod tests {
         let candidates = |others: &Wanted| {
             (0..4)
                 .map(|n| {
-                    let wanted = if n == 0 {
-                        Wanted::Set(set(0))
-                    } else {
-                        others.clone()
-                    };
+                    let wanted = if n == 0 { Wanted::Set(set(0)) } else { *others };
                     candidate(n, Some(current(1, 1)), wanted)
                 })
                 .collect::<Vec<_>>()
@@ -309,8 +317,8 @@ mod tests {
             }).collect();
             let plan = plan(candidates.clone(), guard(max_removals));
             for change in &plan.moves {
-                let before = candidates.iter().find(|it| it.id == change.id).unwrap().current;
-                prop_assert_ne!(before.map(|it| it.target.digest), Some(change.set.digest()));
+                let before = candidates.iter().find(|it| *it.id == change.id).unwrap().current;
+                prop_assert_ne!(before.map(|it| it.target.digest), Some(change.digest));
                 let generation = before.map_or(0, |it| it.target.generation.number());
                 prop_assert_eq!(change.generation.number(), generation + 1);
             }

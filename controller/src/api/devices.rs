@@ -156,7 +156,6 @@ pub(super) async fn decommission(
     match device.state {
         DeviceState::Decommissioned => {}
         DeviceState::Active | DeviceState::Pending => {
-            let tenant = &fleet.id.tenant;
             let mut db = api.store.write().await?;
             let reason = "an operator decommissioned it";
             let ids = [device.id.clone()];
@@ -168,7 +167,7 @@ pub(super) async fn decommission(
                 reason,
             )
             .await?;
-            devices::set_folder_to_delete(&mut db, tenant, &device.id, true).await?;
+            devices::set_folder_to_delete(&mut db, &fleet.id, &device.id, true).await?;
             db.commit().await?;
             // The cut-off is at once; the folder's deletion follows in Git.
             api.hub.poke([&device.id]);

@@ -124,8 +124,7 @@ impl Pass<'_> {
             .partition(|device| matches!(tree.entry(&self.parts.folder(device)), Ok(Some(_))));
         let mut db = self.parts.lease.write(&self.parts.store).await?;
         for device in gone {
-            let tenant = &self.parts.fleet.tenant;
-            devices::set_folder_to_delete(&mut db, tenant, &device.id, false).await?;
+            devices::set_folder_to_delete(&mut db, &self.parts.fleet, &device.id, false).await?;
         }
         db.commit().await.map_err(StoreError::from)?;
         if there.is_empty() || self.memory.push_pause.problem().is_some() {

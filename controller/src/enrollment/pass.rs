@@ -123,7 +123,7 @@ impl<'a> Pass<'a> {
         if reading.commit != tracked.id {
             return Ok(None);
         }
-        let fleet = reading.fleet.as_ref().ok();
+        let fleet = reading.fleet.as_deref().ok();
         let mut db = parts.store.read().await?;
         let devices = devices::of_enrollment(&mut db, &parts.fleet).await?;
         let proposals = proposals::list(&mut db, &parts.fleet).await?;
@@ -365,12 +365,12 @@ impl<'a> Pass<'a> {
         anew: &[DeviceId],
         seen: &[DeviceId],
     ) -> Result<(), BranchError> {
-        let tenant = &self.parts.fleet.tenant;
+        let fleet = &self.parts.fleet;
         let mut db = self.parts.lease.write(&self.parts.store).await?;
-        devices::reject(&mut db, &self.parts.fleet, rejected).await?;
-        devices::set_branch_pushed(&mut db, tenant, seen).await?;
+        devices::reject(&mut db, fleet, rejected).await?;
+        devices::set_branch_pushed(&mut db, fleet, seen).await?;
         let unassigned: Vec<_> = anew.iter().map(|id| Assignment::none(id.clone())).collect();
-        devices::assign(&mut db, tenant, &unassigned).await?;
+        devices::assign(&mut db, fleet, &unassigned).await?;
         db.commit().await.map_err(StoreError::from)?;
         let seen: HashSet<_> = seen.iter().collect();
         let anew: HashSet<_> = anew.iter().collect();
@@ -475,7 +475,7 @@ impl<'a> Pass<'a> {
             .collect();
         let mut db = self.parts.lease.write(&self.parts.store).await?;
         proposals::put(&mut db, &self.parts.fleet, &changed).await?;
-        devices::assign(&mut db, &self.parts.fleet.tenant, assignments).await?;
+        devices::assign(&mut db, &self.parts.fleet, assignments).await?;
         db.commit().await.map_err(StoreError::from)?;
         Ok(())
     }

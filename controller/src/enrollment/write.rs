@@ -441,7 +441,7 @@ impl Pass<'_> {
             .map(|it| Assignment::none(it.id.clone()))
             .collect();
         let mut db = self.parts.lease.write(&self.parts.store).await?;
-        devices::assign(&mut db, &self.parts.fleet.tenant, &free).await?;
+        devices::assign(&mut db, &self.parts.fleet, &free).await?;
         proposals::delete(&mut db, &self.parts.fleet, branch).await?;
         db.commit().await.map_err(StoreError::from)?;
         self.proposals.remove(branch);

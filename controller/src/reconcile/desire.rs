@@ -1,48 +1,84 @@
 //! What each active device is to run: overlay, closure, build, variables.
 //!
-//! Everything is found by content, and what was found is remembered: a device whose file and input key did not
-//! change costs two look-ups. Builds without `${` are kept as sets of references; only those with references
-//! keep their bodies in memory.
+//! ```text
+//! roster ─┐
+//! fleet ──┼─▶ open: whose decision does not hold any more ─▶ closures ─▶ builds ─▶ decide ─▶ decisions
+//! memory ─┘         (its file, its input key or its row changed)
+//! ```
+//!
+//! A decision is remembered with what it was made from. A device of which nothing changed costs a few look-ups, and
+//! nothing that is heavy: neither its build nor its objects are in memory.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
-use longshore_fleet::{Closures, DeviceSpec, Fleet, InputKey, OverlayClosures, RepoPath};
-use longshore_protocol::{Condition, DeviceId, ManifestSet, Object, condition};
+use longshore_fleet::{Closure, Closures, DeviceSpec, Fleet, InputKey, RepoPath};
+use longshore_protocol::{
+    Condition, DeviceId, DeviceName, Digest, ManifestSet, Object, api::DeviceState, condition,
+};
 
-use super::{Reading, ReconcileError, Reconciler, approve::by_key, blocking};
+use super::{MAX_PROBLEMS, Reading, ReconcileError, Reconciler, blocking};
 use crate::{
     builds::{
         Standing,
         outcome::{self, has_references, of_device, set_of},
     },
     clock,
-    rollout::{Candidate, Current, Wanted, empty_digest},
-    store::devices::{Description, DeviceView},
+    rollout::{Candidate, Current, EMPTY, Wanted},
+    store::devices::{Description, Member},
 };
 
-/// What this pass found out about the active devices.
+/// What this pass decided anew.
 #[derive(Debug, Default)]
 pub(super) struct Desires {
-    pub candidates: Vec<Candidate>,
-    pub descriptions: BTreeMap<DeviceId, Description>,
-    /// `path:line: message` each.
+    /// The sets of the devices that do not have theirs yet.
+    pub targets: HashMap<DeviceId, Target>,
+    /// What is to be said of devices, where it differs from what the store has.
+    pub descriptions: Vec<Description>,
+    /// Those that say another name.
+    pub renames: Vec<Description>,
+    /// `path:line: message` each, the first of them.
     pub problems: Vec<String>,
-    /// Objects that the variables of some device made, not yet in the store.
-    pub fresh_objects: Vec<Object>,
-    /// What is to be remembered once those objects are in the store, and not before.
-    pub sets: Sets,
+    /// How many there are.
+    pub problem_count: u64,
+    /// How many devices wait for a build.
+    pub building: usize,
 }
 
-type Sets = HashMap<DeviceId, (InputKey, Arc<DeviceSpec>, Arc<ManifestSet>)>;
+/// What a device is to run.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub set: Arc<ManifestSet>,
+    /// The objects that the device's variables made, which may not be in the store yet.
+    pub objects: Vec<Object>,
+}
 
 /// What earlier passes found out.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
+    decisions: HashMap<DeviceId, Decision>,
+    /// The builds that the last pass needed.
     builds: HashMap<InputKey, Arc<Built>>,
-    pub(super) sets: Sets,
+}
+
+/// What was decided of a device, and from what.
+#[derive(Debug)]
+struct Decision {
+    spec: Option<Arc<DeviceSpec>>,
+    key: Option<InputKey>,
+    verdict: Verdict,
+    /// The row that says just this.
+    described: Option<Arc<Member>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It is to run the set with this digest.
+    Set(Digest),
+    Gone,
+    Trouble(Trouble),
 }
 
 /// A build, as far as devices need it.
@@ -56,244 +92,486 @@ enum Built {
 }
 
 /// Why a device's wanted state is not known, with the reason of its `Rendered` condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Trouble {
     reason: &'static str,
     message: String,
     is_problem: bool,
+    /// Whether the same file and the same input key always give it.
+    lasts: bool,
 }
 
 /// The reason of a device whose build is under way.
 const BUILDING: &str = "Building";
 
+/// A device that is to be decided on.
+#[derive(Debug)]
+struct Open {
+    member: Arc<Member>,
+    spec: Option<Arc<DeviceSpec>>,
+    /// Its overlay's closure, or why there is none.
+    closure: Option<Result<Arc<Closure>, String>>,
+}
+
+impl Open {
+    fn key(&self) -> Option<InputKey> {
+        Some(self.closure.as_ref()?.as_ref().ok()?.key)
+    }
+}
+
+/// How the builds stand that the open devices need.
+#[derive(Debug, Default)]
+struct Builds {
+    built: HashMap<InputKey, Arc<Built>>,
+    standings: HashMap<InputKey, Standing>,
+}
+
 impl Reconciler {
+    /// Decides on the devices of which something changed.
     pub(super) async fn desire(
         &mut self,
-        reading: &Reading,
-        fleet: &Fleet,
-        active: &[DeviceView],
+        reading: &Arc<Reading>,
+        fleet: &Arc<Fleet>,
     ) -> Result<Desires, ReconcileError> {
-        let specs = by_key(fleet);
-        let overlays: HashSet<_> = active
-            .iter()
-            .filter_map(|view| specs.get(&view.device.public_key))
-            .map(|spec| spec.overlay.clone())
-            .collect();
-        let closures = self.closures(reading, overlays).await?;
-        self.load_builds(&closures).await?;
-
-        let now = clock::now_ms();
+        let unread = self.closures(reading).await?;
+        let open = self.open(reading, &unread);
+        let builds = self.builds(reading, &open).await?;
         let mut desires = Desires::default();
-        let mut remembered = HashMap::new();
-        let names: HashSet<_> = active.iter().map(|view| &view.device.name).collect();
-        let may_be_elsewhere = fleet.may_hide_a_device(|folder| names.contains(folder));
-        for view in active {
-            let device = &view.device;
-            let spec = specs.get(&device.public_key).copied();
-            let wanted = match spec {
-                Some(spec) => self
-                    .wanted(view, spec, &closures, reading, &mut desires.fresh_objects)
-                    .map(Wanted::Set),
-                // A file with problems says nothing; only a folder that is not there, or that names another
-                // key, takes the device away.
-                None if fleet.still_has(&device.name, Some(&device.public_key)) => Err(Trouble {
-                    reason: "Invalid",
-                    message: problems_of(fleet, view),
-                    is_problem: false,
-                }),
-                None if may_be_elsewhere => Err(Trouble {
-                    reason: "Invalid",
-                    message: "no readable device.yaml names its key, but one cannot be read; \
-                              it is not decommissioned before that is mended"
-                        .to_owned(),
-                    is_problem: false,
-                }),
-                None => Ok(Wanted::Gone),
-            };
-            let mut conditions = device.conditions.clone();
-            let wanted = match wanted {
-                Ok(Wanted::Set(set)) => {
-                    condition::set(&mut conditions, rendered(&set, now));
-                    if let Some((key, spec)) = spec.and_then(|spec| {
-                        Some((closures.get(&spec.overlay)?.as_ref().ok()?.key, spec))
-                    }) {
-                        remembered.insert(device.id.clone(), (key, spec.clone(), set.clone()));
-                    }
-                    Wanted::Set(set)
-                }
-                Ok(other) => other,
-                Err(trouble) => {
-                    if trouble.is_problem {
-                        desires.problems.push(trouble.message.clone());
-                    }
-                    // A build that runs is no news; the last statement stays until it is done.
-                    let is_building = trouble.reason == BUILDING;
-                    if !is_building || conditions.is_empty() {
-                        condition::set(
-                            &mut conditions,
-                            Condition::fails("Rendered", trouble.reason, trouble.message, now),
-                        );
-                    }
-                    if is_building {
-                        Wanted::Building
-                    } else {
-                        Wanted::Unknown
-                    }
-                }
-            };
-            let current = view.desired.as_ref().map(|desired| Current {
-                target: desired.target,
-                empty: desired.target.digest == empty_digest(),
-            });
-            desires.candidates.push(Candidate {
-                id: device.id.clone(),
-                name: device.name.clone(),
-                current,
-                wanted,
-            });
-            let (name, labels) = match spec {
-                Some(spec) => (spec.name.clone(), spec.labels.clone()),
-                None => (device.name.clone(), device.labels.clone()),
-            };
-            let id = device.id.clone();
-            desires.descriptions.insert(
-                id.clone(),
-                Description {
-                    id,
-                    name,
-                    labels,
-                    conditions,
-                },
-            );
+        if !open.is_empty() {
+            let names = self.roster.active().map(|member| &member.name);
+            let unsaid = Unsaid::of(fleet, &names.collect());
+            let (fleet, built) = (fleet.clone(), builds.built.clone());
+            let decided = blocking(move || {
+                let decide = |open: Open| {
+                    let decision = decide(&open, &fleet, &unsaid, &builds);
+                    (open, decision)
+                };
+                open.into_iter().map(decide).collect::<Vec<_>>()
+            })
+            .await?;
+            self.memory.builds = built;
+            for (open, (verdict, target)) in decided {
+                self.memory.take(open, verdict, target, &mut desires);
+            }
         }
-        desires.sets = remembered;
+        self.describe(&mut desires);
+        self.memory.tell_problems(fleet, &mut desires);
         Ok(desires)
     }
 
-    /// The closures of all overlays, or why there is none.
+    /// Walks the overlays whose closures are not known. Returns why some could not be, although the repo is not at
+    /// fault.
     async fn closures(
         &mut self,
-        reading: &Reading,
-        overlays: HashSet<RepoPath>,
-    ) -> Result<OverlayClosures, ReconcileError> {
+        reading: &Arc<Reading>,
+    ) -> Result<HashMap<RepoPath, String>, ReconcileError> {
+        let missing: BTreeSet<_> = self
+            .roster
+            .active()
+            .filter_map(|member| reading.spec(member))
+            .map(|spec| &spec.overlay)
+            .filter(|overlay| self.closures.closure(overlay).is_none())
+            .cloned()
+            .collect();
+        if missing.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let specs = self.roster.active().filter_map(|it| reading.spec(it));
+        let used: HashSet<_> = specs.map(|spec| spec.overlay.clone()).collect();
         let tree = reading.tree.clone();
         let cache = std::mem::take(&mut self.closures);
         let identity = self.parts.builds.identity().to_owned();
-        let (closures, cache) = blocking(move || {
+        let (unread, cache) = blocking(move || {
             let mut walker = Closures::with_cache(&*tree, &identity, cache);
-            (walker.closures(overlays), walker.into_cache())
+            let mut unread = HashMap::new();
+            for overlay in missing {
+                if let Err(error) = walker.closure(&overlay) {
+                    unread.insert(overlay, error.to_string());
+                }
+            }
+            let mut cache = walker.into_cache();
+            cache.retain(|overlay| used.contains(overlay));
+            (unread, cache)
         })
         .await?;
         self.closures = cache;
-        Ok(closures)
+        Ok(unread)
     }
 
-    /// Brings the builds of these closures to memory, as far as the store has them, and forgets all others.
-    async fn load_builds(&mut self, closures: &OverlayClosures) -> Result<(), ReconcileError> {
-        let keys: HashSet<_> = closures
-            .values()
-            .filter_map(|closure| Some(closure.as_ref().ok()?.key))
+    /// The devices whose decisions do not hold any more.
+    fn open(&self, reading: &Reading, unread: &HashMap<RepoPath, String>) -> Vec<Open> {
+        let open = |member: &Arc<Member>| {
+            let spec = reading.spec(member);
+            let closure = spec.map(|spec| match self.closures.closure(&spec.overlay) {
+                Some(known) => known.as_ref().map_err(ToString::to_string),
+                None => Err(unread.get(&spec.overlay).cloned().unwrap_or_default()),
+            });
+            let key = closure
+                .as_ref()
+                .and_then(|closure| Some(closure.as_ref().ok()?.key));
+            let decision = self.memory.decisions.get(&member.id);
+            if decision.is_some_and(|it| it.holds(member, spec, key)) {
+                return None;
+            }
+            Some(Open {
+                member: member.clone(),
+                spec: spec.cloned(),
+                closure: closure.map(|closure| closure.cloned()),
+            })
+        };
+        self.roster.active().filter_map(open).collect()
+    }
+
+    /// Finds the builds that these devices need, and starts those that there are not.
+    async fn builds(&mut self, reading: &Reading, open: &[Open]) -> Result<Builds, ReconcileError> {
+        let closures: HashMap<InputKey, &Arc<Closure>> = open
+            .iter()
+            .filter_map(|open| open.closure.as_ref()?.as_ref().ok())
+            .map(|closure| (closure.key, closure))
             .collect();
-        self.asker.keep_only(&keys);
-        let known = &mut self.desires.builds;
-        known.retain(|key, _| keys.contains(key));
-        let missing: Vec<_> = keys
+        self.asker.keep_only(&closures.keys().copied().collect());
+        let under_way = self.asker.under_way();
+        let mut builds = Builds {
+            built: std::mem::take(&mut self.memory.builds),
+            standings: HashMap::new(),
+        };
+        builds.built.retain(|key, _| closures.contains_key(key));
+        let unknown: Vec<_> = closures
+            .keys()
+            .filter(|key| !builds.built.contains_key(key) && !under_way.contains(key))
+            .copied()
+            .collect();
+        if !unknown.is_empty() {
+            let tenant = &self.parts.fleet.tenant;
+            let mut db = self.parts.store.read().await?;
+            for (key, outcome) in outcome::load(&mut db, tenant, &unknown).await? {
+                let built = match outcome {
+                    Err(message) => Built::Failed(message),
+                    Ok(objects) => Built::of(objects),
+                };
+                builds.built.insert(key, Arc::new(built));
+            }
+        }
+        // In the order of their paths, so that what is looked at first is built first.
+        let mut missing: Vec<_> = closures
             .into_iter()
-            .filter(|key| !known.contains_key(key))
+            .filter(|(key, _)| !builds.built.contains_key(key))
             .collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let tenant = &self.parts.fleet.tenant;
-        let mut db = self.parts.store.read().await?;
-        for (key, outcome) in outcome::load(&mut db, tenant, &missing).await? {
-            let built = match outcome {
-                Err(message) => Built::Failed(message),
-                Ok(objects) => Built::of(objects),
+        missing.sort_by(|(_, one), (_, other)| one.overlay.cmp(&other.overlay));
+        for (key, closure) in missing {
+            let standing = if under_way.contains(&key) {
+                Standing::UnderWay
+            } else {
+                self.asker.start(closure, &reading.tree)
             };
-            self.desires.builds.insert(key, Arc::new(built));
+            builds.standings.insert(key, standing);
         }
-        Ok(())
+        Ok(builds)
     }
 
-    /// The set that one device is to run.
-    fn wanted(
+    /// Finds out where what is decided is not what the store says of a device.
+    fn describe(&mut self, desires: &mut Desires) {
+        let now = clock::now_ms();
+        let mut active = 0;
+        for member in self.roster.active() {
+            active += 1;
+            let Some(decision) = self.memory.decisions.get_mut(&member.id) else {
+                continue;
+            };
+            if decision.is_building() {
+                desires.building += 1;
+            }
+            let is_described = |row: &Arc<Member>| Arc::ptr_eq(row, member);
+            if decision.described.as_ref().is_some_and(is_described) {
+                continue;
+            }
+            match decision.description(member, now) {
+                None => decision.described = Some(member.clone()),
+                Some(description) if description.name == member.name => {
+                    desires.descriptions.push(description);
+                }
+                Some(description) => desires.renames.push(description),
+            }
+        }
+        if self.memory.decisions.len() > active {
+            let roster = &self.roster;
+            self.memory.decisions.retain(|id, _| {
+                let member = roster.member(id);
+                member.is_some_and(|member| member.state == DeviceState::Active)
+            });
+        }
+    }
+
+    /// What was decided, for the plan.
+    pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate<'_>> {
+        self.roster.active().map(|member| Candidate {
+            id: &member.id,
+            name: &member.name,
+            current: member.target.map(Current::of),
+            wanted: match self.memory.decisions.get(&member.id) {
+                None => Wanted::Unknown,
+                Some(decision) if decision.is_building() => Wanted::Building,
+                Some(decision) => match &decision.verdict {
+                    Verdict::Set(digest) => Wanted::Set(*digest),
+                    Verdict::Gone => Wanted::Gone,
+                    Verdict::Trouble(_) => Wanted::Unknown,
+                },
+            },
+        })
+    }
+}
+
+impl Memory {
+    fn take(
+        &mut self,
+        open: Open,
+        verdict: Verdict,
+        target: Option<Target>,
+        desires: &mut Desires,
+    ) {
+        let key = open.key();
+        let Open { member, spec, .. } = open;
+        if let Some(target) = target
+            && member.target.map(|held| held.digest) != Some(target.set.digest())
+        {
+            desires.targets.insert(member.id.clone(), target);
+        }
+        let described = self
+            .decisions
+            .remove(&member.id)
+            .filter(|before| before.says_the_same(&verdict, spec.as_ref()))
+            .and_then(|before| before.described);
+        let decision = Decision {
+            spec,
+            key,
+            verdict,
+            described,
+        };
+        self.decisions.insert(member.id.clone(), decision);
+    }
+
+    /// The fleet's problems, and those of devices that more than the files tell; each once.
+    fn tell_problems(&self, fleet: &Fleet, desires: &mut Desires) {
+        let mut problems: Vec<_> = fleet.problems.iter().map(ToString::to_string).collect();
+        problems.dedup();
+        let found: BTreeSet<_> = self
+            .decisions
+            .values()
+            .filter_map(|decision| match &decision.verdict {
+                Verdict::Trouble(trouble) if trouble.is_problem => Some(trouble.message.as_str()),
+                _ => None,
+            })
+            .collect();
+        desires.problem_count = (problems.len() + found.len()) as u64;
+        problems.extend(found.into_iter().take(MAX_PROBLEMS).map(str::to_owned));
+        problems.truncate(MAX_PROBLEMS);
+        desires.problems = problems;
+    }
+}
+
+impl Decision {
+    /// Whether it would be decided alike.
+    fn holds(
         &self,
-        view: &DeviceView,
-        spec: &Arc<DeviceSpec>,
-        closures: &OverlayClosures,
-        reading: &Reading,
-        fresh: &mut Vec<Object>,
-    ) -> Result<Arc<ManifestSet>, Trouble> {
-        if let Some(id) = &spec.id
-            && *id != view.device.id
-        {
-            return Err(Trouble {
-                reason: "Invalid",
-                message: format!(
-                    "{}: `spec.id` is {id}, but the device with this key is {}",
-                    spec.file, view.device.id
-                ),
-                is_problem: true,
-            });
-        }
-        let closure = match closures.get(&spec.overlay) {
-            Some(Ok(closure)) => closure,
-            Some(Err(error)) => {
-                let message = error.to_string();
-                return Err(Trouble {
-                    reason: "Refused",
-                    message,
-                    is_problem: true,
-                });
-            }
-            None => {
-                let message = "the overlay was not looked at".to_owned();
-                return Err(Trouble {
-                    reason: BUILDING,
-                    message,
-                    is_problem: false,
-                });
-            }
+        member: &Member,
+        spec: Option<&Arc<DeviceSpec>>,
+        key: Option<InputKey>,
+    ) -> bool {
+        let same_spec = match (&self.spec, spec) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            _ => false,
         };
-        if let Some((key, known, set)) = self.desires.sets.get(&view.device.id)
-            && *key == closure.key
-            && known == spec
-        {
-            return Ok(set.clone());
-        }
-        let Some(built) = self.desires.builds.get(&closure.key) else {
-            return Err(match self.asker.start(closure, &reading.tree) {
-                Standing::UnderWay => Trouble {
-                    reason: BUILDING,
-                    message: "the overlay is being built".to_owned(),
-                    is_problem: false,
-                },
-                Standing::Failed { message, .. } => Trouble {
-                    reason: "BuildFailed",
-                    message: format!("{}: {message}", spec.overlay),
-                    is_problem: true,
-                },
-            });
+        let lasts = match &self.verdict {
+            // Until the device has its set, the set is needed.
+            Verdict::Set(digest) => member.target.is_some_and(|held| held.digest == *digest),
+            Verdict::Gone => false,
+            Verdict::Trouble(trouble) => trouble.lasts,
         };
-        match &**built {
-            Built::Plain(set) => Ok(set.clone()),
-            Built::Failed(message) => Err(Trouble {
-                reason: "BuildFailed",
-                message: format!("{}: {message}", spec.overlay),
-                is_problem: true,
-            }),
-            Built::Template(objects) => {
-                let mut variables = (**spec).clone();
-                // The file may leave the id out; the device has one all the same.
-                variables.id = Some(view.device.id.clone());
-                let (objects, set) = of_device(&variables, objects).map_err(|message| Trouble {
-                    reason: "Variables",
-                    message: format!("{}: {message}", spec.file),
-                    is_problem: true,
-                })?;
-                fresh.extend(objects);
-                Ok(Arc::new(set))
+        same_spec && lasts && key.is_some() && self.key == key
+    }
+
+    fn is_building(&self) -> bool {
+        matches!(&self.verdict, Verdict::Trouble(trouble) if trouble.reason == BUILDING)
+    }
+
+    /// Whether its description is that of another decision.
+    fn says_the_same(&self, verdict: &Verdict, spec: Option<&Arc<DeviceSpec>>) -> bool {
+        let statement = |verdict: &Verdict| match verdict {
+            Verdict::Set(digest) => Some(*digest == *EMPTY),
+            Verdict::Gone | Verdict::Trouble(_) => None,
+        };
+        let same_spec = match (&self.spec, spec) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            (None, None) => true,
+            _ => false,
+        };
+        let (before, now) = (statement(&self.verdict), statement(verdict));
+        same_spec && (self.verdict == *verdict || before.is_some() && before == now)
+    }
+
+    /// What is to be said of the device, unless its row says it.
+    fn description(&self, member: &Member, now: u64) -> Option<Description> {
+        let mut conditions = member.conditions.clone();
+        match &self.verdict {
+            Verdict::Set(digest) => condition::set(&mut conditions, rendered(*digest, now)),
+            Verdict::Gone => {}
+            // A build that runs is no news; the last statement stays until it is done.
+            Verdict::Trouble(it) if it.reason == BUILDING && !conditions.is_empty() => {}
+            Verdict::Trouble(it) => {
+                let message = it.message.clone();
+                condition::set(
+                    &mut conditions,
+                    Condition::fails("Rendered", it.reason, message, now),
+                );
             }
+        }
+        let (name, labels) = match &self.spec {
+            Some(spec) => (&spec.name, &spec.labels),
+            None => (&member.name, &member.labels),
+        };
+        let is_said =
+            *name == member.name && *labels == member.labels && conditions == member.conditions;
+        (!is_said).then(|| Description {
+            id: member.id.clone(),
+            name: name.clone(),
+            labels: labels.clone(),
+            conditions,
+        })
+    }
+}
+
+/// What there is to say of devices that no readable file is about.
+#[derive(Debug, Default)]
+struct Unsaid {
+    /// Whether one of them may be in a folder that cannot be read.
+    may_be_elsewhere: bool,
+    /// The problems of each device's folder.
+    problems: HashMap<DeviceName, Vec<String>>,
+}
+
+impl Unsaid {
+    fn of(fleet: &Fleet, names: &HashSet<&DeviceName>) -> Self {
+        let mut problems: HashMap<_, Vec<_>> = HashMap::new();
+        for problem in &fleet.problems {
+            if let Some(device) = &problem.device {
+                let problem = problem.to_string();
+                problems.entry(device.clone()).or_default().push(problem);
+            }
+        }
+        Self {
+            may_be_elsewhere: fleet.may_hide_a_device(|folder| names.contains(folder)),
+            problems,
+        }
+    }
+}
+
+/// Decides on one device.
+fn decide(
+    open: &Open,
+    fleet: &Fleet,
+    unsaid: &Unsaid,
+    builds: &Builds,
+) -> (Verdict, Option<Target>) {
+    let member = &open.member;
+    match &open.spec {
+        Some(spec) => match wanted(open, spec, builds) {
+            Ok(target) => (Verdict::Set(target.set.digest()), Some(target)),
+            Err(trouble) => (Verdict::Trouble(trouble), None),
+        },
+        // A file with problems says nothing; only a folder that is not there, or that names another key, takes
+        // the device away.
+        None if fleet.still_has(&member.name, Some(&member.public_key)) => {
+            let message = match unsaid.problems.get(&member.name) {
+                Some(problems) => problems.join("; "),
+                None => "the file that names its key has problems; `longshore fleets show` lists \
+                         them"
+                    .to_owned(),
+            };
+            (Verdict::Trouble(Trouble::invalid(message)), None)
+        }
+        None if unsaid.may_be_elsewhere => {
+            let message = "no readable device.yaml names its key, but one cannot be read; \
+                           it is not decommissioned before that is mended";
+            let trouble = Trouble::invalid(message.to_owned());
+            (Verdict::Trouble(trouble), None)
+        }
+        None => (Verdict::Gone, None),
+    }
+}
+
+/// The set that one device is to run.
+fn wanted(open: &Open, spec: &Arc<DeviceSpec>, builds: &Builds) -> Result<Target, Trouble> {
+    let member = &open.member;
+    if let Some(id) = &spec.id
+        && *id != member.id
+    {
+        let message = format!(
+            "{}: `spec.id` is {id}, but the device with this key is {}",
+            spec.file, member.id
+        );
+        return Err(Trouble {
+            is_problem: true,
+            ..Trouble::invalid(message)
+        });
+    }
+    let key = match &open.closure {
+        Some(Ok(closure)) => closure.key,
+        Some(Err(message)) => return Err(Trouble::of_overlay("Refused", message.clone(), false)),
+        None => return Err(Trouble::building()),
+    };
+    let failed = |message: &str, lasts| {
+        Trouble::of_overlay("BuildFailed", format!("{}: {message}", spec.overlay), lasts)
+    };
+    let Some(built) = builds.built.get(&key) else {
+        return Err(match builds.standings.get(&key) {
+            Some(Standing::Failed { message, .. }) => failed(message, false),
+            Some(Standing::UnderWay) | None => Trouble::building(),
+        });
+    };
+    match &**built {
+        Built::Plain(set) => Ok(Target {
+            set: set.clone(),
+            objects: Vec::new(),
+        }),
+        Built::Failed(message) => Err(failed(message, true)),
+        Built::Template(objects) => {
+            let mut variables = (**spec).clone();
+            // The file may leave the id out; the device has one all the same.
+            variables.id = Some(member.id.clone());
+            let (objects, set) = of_device(&variables, objects).map_err(|message| {
+                Trouble::of_overlay("Variables", format!("{}: {message}", spec.file), true)
+            })?;
+            let set = Arc::new(set);
+            Ok(Target { set, objects })
+        }
+    }
+}
+
+impl Trouble {
+    fn invalid(message: String) -> Self {
+        Self {
+            reason: "Invalid",
+            message,
+            is_problem: false,
+            lasts: false,
+        }
+    }
+
+    fn building() -> Self {
+        Self {
+            reason: BUILDING,
+            message: "the overlay is being built".to_owned(),
+            is_problem: false,
+            lasts: false,
+        }
+    }
+
+    fn of_overlay(reason: &'static str, message: String, lasts: bool) -> Self {
+        Self {
+            reason,
+            message,
+            is_problem: true,
+            lasts,
         }
     }
 }
@@ -310,24 +588,10 @@ impl Built {
     }
 }
 
-fn rendered(set: &ManifestSet, now: u64) -> Condition {
-    if set.is_empty() {
+fn rendered(digest: Digest, now: u64) -> Condition {
+    if digest == *EMPTY {
         Condition::holds("Rendered", "Empty", "the overlay has no objects", now)
     } else {
         Condition::holds("Rendered", "Built", "", now)
     }
-}
-
-fn problems_of(fleet: &Fleet, view: &DeviceView) -> String {
-    let problems: Vec<_> = fleet
-        .problems
-        .iter()
-        .filter(|problem| problem.device.as_ref() == Some(&view.device.name))
-        .map(ToString::to_string)
-        .collect();
-    if problems.is_empty() {
-        return "the file that names its key has problems; `longshore fleets show` lists them"
-            .to_owned();
-    }
-    problems.join("; ")
 }

@@ -64,6 +64,16 @@ impl Roster {
         self.members.values()
     }
 
+    /// One of them.
+    pub fn member(&self, id: &DeviceId) -> Option<&Arc<Member>> {
+        self.members.get(id)
+    }
+
+    /// How many are active.
+    pub fn active_count(&self) -> usize {
+        self.active().count()
+    }
+
     /// Those that are active, by id.
     pub fn active(&self) -> impl Iterator<Item = &Arc<Member>> {
         self.members()

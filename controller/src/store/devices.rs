@@ -25,7 +25,9 @@ pub use self::{
     },
     roster::{Member, changed_since},
     standing::{Standing, standings},
-    states::{Desired, Observed, Reported, desired, put_desired, put_observed, raise_generation},
+    states::{
+        Desired, Observed, Reported, desired, lagging, put_desired, put_observed, raise_generation,
+    },
 };
 use super::{
     StoreError, corrupt,
@@ -338,12 +340,13 @@ pub async fn set_state(
 /// Remembers whether the device's folder is still to be deleted from the tracked branch.
 pub async fn set_folder_to_delete(
     db: &mut AnyConnection,
-    tenant: &TenantName,
+    fleet: &FleetId,
     device: &DeviceId,
     to_delete: bool,
 ) -> Result<(), StoreError> {
+    fleets::count_change(&mut *db, fleet).await?;
     sqlx::query("UPDATE devices SET folder_to_delete = $3 WHERE tenant = $1 AND id = $2")
-        .bind(tenant.as_str())
+        .bind(fleet.tenant.as_str())
         .bind(device.as_str())
         .bind(i64::from(to_delete))
         .execute(db)

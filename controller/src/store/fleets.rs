@@ -241,7 +241,8 @@ pub async fn delete(db: &mut AnyConnection, id: &FleetId) -> Result<bool, StoreE
 /// Counts a change of the fleet's devices, and returns the stamp of those that change.
 ///
 /// The fleet's row stays locked until the transaction ends: so stamps are in the order of commits, and who sees the
-/// fleet's count sees every device with a stamp up to it.
+/// fleet's count sees every device with a stamp up to it. Whoever writes several devices of a fleet calls this first,
+/// also where there is nothing to stamp, so that nobody locks devices in another order.
 pub(super) async fn count_change(db: &mut AnyConnection, id: &FleetId) -> Result<i64, StoreError> {
     let stamp: Option<(i64,)> = sqlx::query_as(
         "UPDATE fleets SET changes = changes + 1 WHERE tenant = $1 AND name = $2 RETURNING changes",

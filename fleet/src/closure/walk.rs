@@ -84,8 +84,8 @@ struct Walked {
 #[derive(Clone, Debug)]
 struct Overlay {
     closure: Result<Arc<Closure>, ClosureError>,
-    /// `None` where it says nothing about any later look: the tree could not be read, or directories include each
-    /// other in a circle, which looks different from each of them.
+    /// `None` where it says nothing about any other tree: directories include each other in a circle, which looks
+    /// different from each of them.
     trace: Option<Trace>,
 }
 
@@ -253,6 +253,8 @@ impl<'t> Closures<'t> {
         let (closure, trace) = match self.find(path, &mut trace) {
             Ok(closure) => (Ok(closure), Some(trace)),
             Err(Halt::Here(error)) => (Err(error), Some(trace)),
+            // It may pass, so nobody remembers it.
+            Err(Halt::Chain(error @ ClosureError::Tree(_))) => return Err(error),
             Err(Halt::Chain(error)) => (Err(error), None),
         };
         let overlay = Overlay {

@@ -381,6 +381,48 @@ fn a_commit_costs_what_it_changed() {
     assert!((50..56).contains(&walks), "{walks}");
 }
 
+/// A tree whose contents cannot be read, at first.
+struct Failing<'a> {
+    files: &'a Files,
+    blobs: AtomicUsize,
+}
+
+impl Tree for Failing<'_> {
+    fn entry(&self, path: &RepoPath) -> Result<Option<TreeEntry>, TreeError> {
+        self.files.entry(path)
+    }
+
+    fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
+        self.files.list(dir)
+    }
+
+    fn size(&self, id: ContentId) -> Result<u64, TreeError> {
+        self.files.size(id)
+    }
+
+    fn blob(&self, id: ContentId) -> Result<Vec<u8>, TreeError> {
+        if self.blobs.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Err(TreeError::new("a file", "the disk is away"));
+        }
+        self.files.blob(id)
+    }
+}
+
+#[test]
+fn a_read_error_is_gone_with_its_cause() {
+    let files = start();
+    let tree = Failing {
+        files: &files,
+        blobs: AtomicUsize::new(0),
+    };
+    let mut walker = Closures::new(&tree, "renderer");
+    walker.closure(&path("devices/d1")).unwrap_err();
+    let cache = walker.into_cache();
+    assert!(cache.closure(&path("devices/d1")).is_none());
+    let mut walker = Closures::with_cache(&tree, "renderer", cache);
+    walker.closure(&path("devices/d1")).unwrap();
+}
+
 #[test]
 fn too_many_changes_are_none() {
     let (before, after) = (fleet_of(3), fleet_of(30));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use git2::Oid;
-use longshore_protocol::{Condition, DeviceId, DeviceName, Digest, TenantName};
+use longshore_protocol::{Condition, DeviceId, DeviceName, Digest};
 use sqlx::AnyConnection;
 
 use super::{Device, Row};
@@ -90,9 +90,13 @@ pub async fn ended(
 /// Puts devices on enrollment branches, or takes them off.
 pub async fn assign(
     db: &mut AnyConnection,
-    tenant: &TenantName,
+    fleet: &FleetId,
     assignments: &[Assignment],
 ) -> Result<(), StoreError> {
+    if assignments.is_empty() {
+        return Ok(());
+    }
+    fleets::count_change(db, fleet).await?;
     in_chunks(
         db,
         assignments,
@@ -108,7 +112,7 @@ pub async fn assign(
         },
         |query, row| {
             query
-                .bind(tenant.to_string())
+                .bind(fleet.tenant.to_string())
                 .bind(row.id.to_string())
                 .bind(row.branch.clone().unwrap_or_default())
                 .bind(row.commit.map(|id| id.to_string()).unwrap_or_default())
@@ -121,9 +125,13 @@ pub async fn assign(
 /// Remembers that the repo has the enrollment branches of these devices, with their keys.
 pub async fn set_branch_pushed(
     db: &mut AnyConnection,
-    tenant: &TenantName,
+    fleet: &FleetId,
     devices: &[DeviceId],
 ) -> Result<(), StoreError> {
+    if devices.is_empty() {
+        return Ok(());
+    }
+    fleets::count_change(db, fleet).await?;
     for chunk in devices.chunks(ROWS_PER_STATEMENT) {
         let sql = format!(
             "UPDATE devices SET branch_pushed = 1 WHERE id IN {} AND tenant = ${}",
@@ -134,7 +142,7 @@ pub async fn set_branch_pushed(
         for device in chunk {
             query = query.bind(device.as_str());
         }
-        query.bind(tenant.as_str()).execute(&mut *db).await?;
+        query.bind(fleet.tenant.as_str()).execute(&mut *db).await?;
     }
     Ok(())
 }

@@ -276,3 +276,24 @@ pub async fn put_observed(
     .await?;
     Ok(())
 }
+
+/// The fleet's connected devices that did not report to hold what they should.
+pub async fn lagging(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<DeviceId>, StoreError> {
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "SELECT devices.id FROM devices
+         JOIN connections
+             ON connections.tenant = devices.tenant AND connections.device = devices.id
+         JOIN desired ON desired.tenant = devices.tenant AND desired.device = devices.id
+         LEFT JOIN observed
+             ON observed.tenant = devices.tenant AND observed.device = devices.id
+         WHERE devices.tenant = $1 AND devices.fleet = $2 AND devices.state = 'active'
+             AND connections.replica IS NOT NULL
+             AND (observed.device IS NULL OR observed.generation <> desired.generation
+                 OR observed.digest <> desired.digest)",
+    )
+    .bind(fleet.tenant.as_str())
+    .bind(fleet.name.as_str())
+    .fetch_all(db)
+    .await?;
+    rows.iter().map(|(id,)| parse(id, "devices.id")).collect()
+}

@@ -88,10 +88,10 @@ async fn a_device_comes_back_as_it_was(database: Database) {
     devices::set_facts(&mut db, &[(&full.fleet, id, &facts)])
         .await
         .unwrap();
-    devices::set_folder_to_delete(&mut db, tenant, id, false)
+    devices::set_folder_to_delete(&mut db, &shops, id, false)
         .await
         .unwrap();
-    devices::set_branch_pushed(&mut db, tenant, &[device_id(2)])
+    devices::set_branch_pushed(&mut db, &shops, &[device_id(2)])
         .await
         .unwrap();
     let found = devices::by_id(&mut db, id).await.unwrap().unwrap();
@@ -259,10 +259,10 @@ async fn another_tenants_device_cannot_be_changed(database: Database) {
     devices::describe(&mut db, &ours, &[description])
         .await
         .unwrap();
-    devices::set_branch_pushed(&mut db, &tenant, std::slice::from_ref(id))
+    devices::set_branch_pushed(&mut db, &ours, std::slice::from_ref(id))
         .await
         .unwrap();
-    devices::set_folder_to_delete(&mut db, &tenant, id, true)
+    devices::set_folder_to_delete(&mut db, &ours, id, true)
         .await
         .unwrap();
     devices::set_facts(&mut db, &[(&ours, id, &BTreeMap::new())])

@@ -204,10 +204,10 @@ async fn use_everything(database: &Database) {
         .await
         .unwrap();
     devices::describe(db, &shops, &[description]).await.unwrap();
-    devices::set_branch_pushed(db, tenant, std::slice::from_ref(&first.id))
+    devices::set_branch_pushed(db, &shops, std::slice::from_ref(&first.id))
         .await
         .unwrap();
-    devices::set_folder_to_delete(db, tenant, &first.id, false)
+    devices::set_folder_to_delete(db, &shops, &first.id, false)
         .await
         .unwrap();
     let replica = ReplicaId::random();

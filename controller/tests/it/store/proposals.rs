@@ -10,7 +10,7 @@ use longshore_protocol::{Condition, Digest, TokenId, api::DeviceState};
 use super::{
     contracts,
     database::Database,
-    samples::{device, device_id, fleet_id, insert_devices, tenant, two_tenants},
+    samples::{device, device_id, fleet_id, insert_devices, two_tenants},
 };
 
 contracts!(
@@ -99,7 +99,6 @@ async fn devices_are_put_on_branches_and_taken_off(database: Database) {
     // More than one statement has room for.
     let all: Vec<_> = (0..1500).map(|n| device(&shops, n)).collect();
     insert_devices(&database, &all).await;
-    let tenant = tenant("one");
     let ids: Vec<_> = all.iter().map(|device| device.id.clone()).collect();
     let on = |id: &longshore_protocol::DeviceId| Assignment {
         id: id.clone(),
@@ -108,10 +107,10 @@ async fn devices_are_put_on_branches_and_taken_off(database: Database) {
     };
     let assignments: Vec<_> = ids.iter().map(on).collect();
     let mut db = database.write().await;
-    devices::assign(&mut db, &tenant, &assignments)
+    devices::assign(&mut db, &shops, &assignments)
         .await
         .unwrap();
-    devices::set_branch_pushed(&mut db, &tenant, &ids)
+    devices::set_branch_pushed(&mut db, &shops, &ids)
         .await
         .unwrap();
     let waiting: Vec<_> = ids
@@ -138,7 +137,7 @@ async fn devices_are_put_on_branches_and_taken_off(database: Database) {
         ..on(&ids[1])
     };
     let off = Assignment::none(ids[2].clone());
-    devices::assign(&mut db, &tenant, &[moved, off])
+    devices::assign(&mut db, &shops, &[moved, off])
         .await
         .unwrap();
     let mut found = Vec::new();
@@ -186,7 +185,6 @@ async fn another_tenants_waiting_devices_cannot_be_changed(database: Database) {
     let shops = fleet_id("one", "shops");
     insert_devices(&database, [&device(&shops, 1)]).await;
     let strangers = fleet_id("two", "shops");
-    let stranger = strangers.tenant.clone();
     let mut db = database.write().await;
     let before = devices::by_id(&mut db, &device_id(1)).await.unwrap();
     let id = device_id(1);
@@ -199,10 +197,10 @@ async fn another_tenants_waiting_devices_cannot_be_changed(database: Database) {
         branch: Some("stolen".to_owned()),
         commit: None,
     };
-    devices::assign(&mut db, &stranger, &[assignment])
+    devices::assign(&mut db, &strangers, &[assignment])
         .await
         .unwrap();
-    devices::set_branch_pushed(&mut db, &stranger, std::slice::from_ref(&id))
+    devices::set_branch_pushed(&mut db, &strangers, std::slice::from_ref(&id))
         .await
         .unwrap();
     let waiting = Waiting {
