@@ -131,17 +131,39 @@ pub struct Asker {
     id: AskerId,
 }
 
-/// A place among the builds that run, given back when dropped.
-struct Place<'a> {
+/// A build that has its turn. Dropped before it is finished, by a panic, it counts as failed.
+struct Turn<'a> {
     builds: &'a Builds,
     key: &'a Key,
+    has_place: bool,
+    is_finished: bool,
 }
 
-impl Drop for Place<'_> {
+impl Turn<'_> {
+    /// Lets the next build run.
+    fn give_place_back(&mut self) {
+        if std::mem::take(&mut self.has_place) {
+            let mut state = self.builds.state();
+            state.queue.done(self.key);
+            self.builds.dispatch(&mut state);
+        }
+    }
+
+    fn finish(mut self, failure: Option<String>) {
+        // In this order: who asks for the key from now on finds its job, or a place in a line.
+        self.give_place_back();
+        self.is_finished = true;
+        self.builds.finish(self.key, failure);
+    }
+}
+
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut state = self.builds.state();
-        state.queue.done(self.key);
-        self.builds.dispatch(&mut state);
+        self.give_place_back();
+        if !self.is_finished {
+            let message = "the build broke off; the controller's log says why";
+            self.builds.finish(self.key, Some(message.to_owned()));
+        }
     }
 }
 
@@ -305,18 +327,20 @@ impl Builds {
     }
 
     async fn build(&self, key: Key, closure: Arc<Closure>, tree: Arc<dyn Tree>) {
-        let place = Place {
+        let mut turn = Turn {
             builds: self,
             key: &key,
+            has_place: true,
+            is_finished: false,
         };
         if self.is_known(&key).await {
             // It ended between the asker's look into the store and its asking.
-            return self.finish(&key, None);
+            return turn.finish(None);
         }
         let started = Instant::now();
         let result = self.render.render(&tree, &closure).await;
         // The next one runs while this one is stored.
-        drop(place);
+        turn.give_place_back();
         let elapsed = started.elapsed();
         self.metrics.renders.inc();
         self.metrics.render_seconds.observe(elapsed.as_secs_f64());
@@ -340,7 +364,7 @@ impl Builds {
                 Some(message)
             }
         };
-        self.finish(&key, failure);
+        turn.finish(failure);
     }
 
     /// Whether the store has what the build gave, whole.

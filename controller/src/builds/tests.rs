@@ -280,20 +280,25 @@ async fn a_preview_that_is_given_up_begins_no_more_builds() {
 async fn a_place_survives_a_panic_and_a_failure_is_told() {
     let world = World::new(1).await;
     let (asker, done) = world.asker("one");
-    world.start(&asker, "panics");
-    world.start(&asker, "fails");
-    let told = async {
-        loop {
-            done.notified().await;
-            if let Standing::Failed { message, again } = world.start(&asker, "fails") {
-                return (message, again);
+    for (overlay, expected) in [
+        (
+            "panics",
+            "the build broke off; the controller's log says why",
+        ),
+        ("fails", "the build took longer than 1 s"),
+    ] {
+        world.start(&asker, overlay);
+        let told = async {
+            loop {
+                done.notified().await;
+                if let Standing::Failed { message, again } = world.start(&asker, overlay) {
+                    return (message, again);
+                }
             }
-        }
-    };
-    let told = tokio::time::timeout(DEADLINE, told)
-        .await
-        .expect("it is told");
-    assert_eq!(told, ("the build took longer than 1 s".to_owned(), false));
+        };
+        let told = tokio::time::timeout(DEADLINE, told).await;
+        assert_eq!(told.expect("it is told"), (expected.to_owned(), false));
+    }
 }
 
 #[tokio::test]
