@@ -27,8 +27,9 @@ use longshore_protocol::{
     DeviceId, DeviceName,
     api::{DeviceState, EnrollApproved, EnrollPending, EnrollRejected, EnrollRequest, Facts},
 };
+use rand::RngExt as _;
 use secrecy::ExposeSecret as _;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -38,6 +39,7 @@ use crate::{
     certificates::Certificates,
     clock,
     fleets::Fleets,
+    gateway::Lookups,
     metrics::Metrics,
     secret::{self, Keyring},
     store::{
@@ -51,6 +53,8 @@ use crate::{
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// After how many seconds a pending device is to call again.
 const RETRY_AFTER: u64 = 1;
+/// The same for one whose call could not be held, between these: as often as calls that are held.
+const UNHELD_RETRY_AFTER: (u64, u64) = (20, 40);
 const MAX_FACTS: usize = 64;
 const MAX_FACT_LENGTH: usize = 256;
 
@@ -85,6 +89,12 @@ pub enum EnrollError {
         /// When to come back.
         retry_after: Duration,
     },
+    /// `503`: too many call at once.
+    #[error("too many devices enroll at once; come back after {} s", retry_after.as_secs().max(1))]
+    Busy {
+        /// When to come back.
+        retry_after: Duration,
+    },
     /// `500`: ours.
     #[error("the store failed")]
     Store(#[from] StoreError),
@@ -108,6 +118,8 @@ pub struct Enrollment {
     pub fleets: Arc<Fleets>,
     /// Bounds tries.
     pub limits: Limits,
+    /// Says how the devices stand whose calls are held.
+    pub lookups: Arc<Lookups>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Ends waiting.
@@ -137,6 +149,8 @@ impl Enrollment {
         request: EnrollRequest,
         source: IpAddr,
     ) -> Result<Outcome, EnrollError> {
+        let place = self.limits.place().await;
+        let place = place.map_err(|retry_after| EnrollError::Busy { retry_after })?;
         // Failures are counted by address, but a right token is never turned away for its neighbours' sake:
         // thousands of devices may share one address.
         let Some(token) = self.token(presented).await? else {
@@ -155,30 +169,55 @@ impl Enrollment {
         let csr = Request::from_pem(&request.csr)
             .map_err(|error| EnrollError::Invalid(error.to_string()))?;
         let facts = bounded(request.facts)?;
-        let mut changes = self.fleets.changes(&token.fleet);
+        let changes = self.fleets.changes(&token.fleet);
         let mut device = self.register(&token, name, &csr, facts, source).await?;
-        let deadline = Instant::now() + Duration::from_secs(request.wait).min(MAX_WAIT);
-        let awaited = device.state_reason.clone();
-        // What the device waits for is worth an answer, too, when it changes.
-        while device.state == DeviceState::Pending && device.state_reason == awaited {
-            let decided = async {
-                let Some(changes) = &mut changes else {
-                    return false;
-                };
-                tokio::select! {
-                    told = changes.changed() => told.is_ok(),
-                    () = self.shutdown.cancelled() => false,
-                }
-            };
-            match tokio::time::timeout_at(deadline, decided).await {
-                Ok(true) => {}
-                Ok(false) | Err(_) => break,
+        drop(place);
+        let mut retry_after = RETRY_AFTER;
+        if device.state == DeviceState::Pending
+            && request.wait > 0
+            && let Some(changes) = changes
+        {
+            let wait = Duration::from_secs(request.wait).min(MAX_WAIT);
+            if let Some(_held) = self.limits.hold() {
+                self.wait(&mut device, changes, Instant::now() + wait)
+                    .await?;
+            } else {
+                let (least, most) = UNHELD_RETRY_AFTER;
+                retry_after = rand::rng().random_range(least..most);
             }
-            let mut db = self.store.read().await?;
-            let found = devices::by_key(&mut db, &token.fleet, csr.key_digest()).await?;
-            device = found.ok_or(EnrollError::TokenNotFound)?;
         }
-        self.answer(&device, &csr)
+        self.answer(&device, &csr, retry_after)
+    }
+
+    /// Waits until the device is decided on, or what it waits for changes: that is worth an answer, too.
+    async fn wait(
+        &self,
+        device: &mut Device,
+        mut changes: watch::Receiver<u64>,
+        deadline: Instant,
+    ) -> Result<(), EnrollError> {
+        loop {
+            let told = tokio::select! {
+                told = tokio::time::timeout_at(deadline, changes.changed()) => matches!(told, Ok(Ok(()))),
+                () = self.shutdown.cancelled() => false,
+            };
+            if !told {
+                return Ok(());
+            }
+            // All who wait look at this moment: the look-ups make few statements of it.
+            let standing = self.lookups.standing(&device.id).await;
+            let standing = standing.map_err(|_late| EnrollError::Busy {
+                retry_after: limits::come_back(),
+            })?;
+            let standing = standing.ok_or(EnrollError::TokenNotFound)?;
+            if standing.state != DeviceState::Pending
+                || standing.state_reason != device.state_reason
+            {
+                device.state = standing.state;
+                device.state_reason = standing.state_reason;
+                return Ok(());
+            }
+        }
     }
 
     /// The token, unless it is revoked. Whether it may still register new devices is decided where one is.
@@ -243,11 +282,16 @@ impl Enrollment {
             fleet = %device.fleet, device = %device.name, id = %device.id, key = %device.public_key,
             "a device asks to enroll"
         );
-        self.fleets.poke(&token.fleet);
+        self.fleets.enrolled(&token.fleet);
         Ok(device)
     }
 
-    fn answer(&self, device: &Device, csr: &Request) -> Result<Outcome, EnrollError> {
+    fn answer(
+        &self,
+        device: &Device,
+        csr: &Request,
+        retry_after: u64,
+    ) -> Result<Outcome, EnrollError> {
         let device_token = || {
             self.keyring
                 .device_token(&device.id, device.public_key)
@@ -259,7 +303,7 @@ impl Enrollment {
                 device_id: device.id.clone(),
                 device_token: device_token(),
                 status: "pending".to_owned(),
-                retry_after: RETRY_AFTER,
+                retry_after,
                 message: Some(device.state_reason.clone()),
             }),
             DeviceState::Active => {

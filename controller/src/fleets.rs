@@ -167,6 +167,7 @@ impl Fleets {
             poke: Arc::default(),
             changes: changes.clone(),
             source: source.poke.clone(),
+            reconcile: Arc::default(),
             store: self.store.clone(),
             lease: Lease::always(),
         };
@@ -181,7 +182,7 @@ impl Fleets {
             root,
             mirror,
             observation,
-            poke: Arc::default(),
+            poke: branches.reconcile.clone(),
             readings,
             changes: changes.clone(),
             progress: Arc::default(),
@@ -340,6 +341,17 @@ impl Fleets {
         self.poke_here(fleet);
         if !self.replica.leases.holds(fleet) {
             self.replica.notices.tell([Notice::Poke(fleet.clone())]);
+        }
+    }
+
+    /// Makes a fleet's enrollment look at the store: it wakes the reconciler where that has something to approve.
+    pub fn enrolled(&self, fleet: &FleetId) {
+        if self.replica.leases.holds(fleet) {
+            if let Some(followed) = self.followed().get(fleet) {
+                followed.branches.poke.notify_one();
+            }
+        } else {
+            self.poke(fleet);
         }
     }
 

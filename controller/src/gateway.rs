@@ -84,7 +84,7 @@ pub struct Gateway {
     /// Knows who is connected.
     pub hub: Arc<Hub>,
     /// Says how devices stand.
-    pub lookups: Lookups,
+    pub lookups: Arc<Lookups>,
     /// Where sessions read and encode.
     pub places: Places,
     /// Stores what devices say.

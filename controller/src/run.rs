@@ -295,10 +295,11 @@ impl Serving {
             config.edge_files.clone(),
         )?);
         let told = fleets.clone();
+        let lookups = Arc::new(Lookups::new(store.clone(), metrics.clone()));
         let gateway = Arc::new(Gateway {
             store: store.clone(),
             hub: hub.clone(),
-            lookups: Lookups::new(store.clone(), metrics.clone()),
+            lookups: lookups.clone(),
             places: Places::default(),
             recorder: Recorder::new(
                 replica.id,
@@ -327,6 +328,7 @@ impl Serving {
             keyring: keyring.clone(),
             fleets: fleets.clone(),
             limits: Limits::default(),
+            lookups,
             metrics: metrics.clone(),
             shutdown: tasks.shutdown.clone(),
             edge_url: format!("{edge_url}{EDGE_PATH}"),

@@ -46,6 +46,14 @@ impl ApiError {
         }
     }
 
+    /// Too many call at once.
+    pub fn busy(detail: impl Into<String>, retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::refused(StatusCode::SERVICE_UNAVAILABLE, detail)
+        }
+    }
+
     /// There is no such thing, or not for this caller.
     pub fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
         Self::refused(
@@ -181,6 +189,7 @@ impl IntoResponse for EnrollError {
             Self::TooMany { retry_after } => {
                 ApiError::too_many(detail, retry_after).into_response()
             }
+            Self::Busy { retry_after } => ApiError::busy(detail, retry_after).into_response(),
             Self::Store(error) => ApiError::from(error).into_response(),
             Self::Ca(error) => ApiError::internal(&error).into_response(),
         }

@@ -8,7 +8,11 @@ use longshore_protocol::api::DeviceState;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{branches::BranchError, pass::Pass, waiting::Obstacle};
+use super::{
+    branches::BranchError,
+    pass::{ARRIVAL, Pass},
+    waiting::Obstacle,
+};
 use crate::{
     error::chain,
     source::mirror::Edit,
@@ -51,6 +55,16 @@ impl Pass<'_> {
         if devices.is_empty() {
             return Ok(());
         }
+        // What was committed last is not seen yet: on top of that comes everything that came since, in one commit.
+        let is_under_way = self
+            .memory
+            .committed
+            .is_some_and(|(tracked, at)| tracked == self.tracked && at.elapsed() < ARRIVAL);
+        if is_under_way {
+            self.on_their_way
+                .extend(devices.into_iter().map(|it| it.id));
+            return Ok(());
+        }
         if let Some(problem) = self.memory.push_pause.problem() {
             self.obstruct_tracked(&devices, problem);
             return Ok(());
@@ -75,9 +89,16 @@ impl Pass<'_> {
         match pushed.await {
             Ok(()) => {
                 self.memory.push_pause.worked();
+                self.memory.committed = Some((self.tracked, Instant::now()));
+                self.on_their_way
+                    .extend(devices.into_iter().map(|it| it.id));
                 self.pushed = true;
             }
-            Err(error) if error.is_race() => self.pushed = true,
+            Err(error) if error.is_race() => {
+                self.on_their_way
+                    .extend(devices.into_iter().map(|it| it.id));
+                self.pushed = true;
+            }
             Err(error) if error.is_declined() => {
                 warn!(
                     error = %chain(&error),

@@ -54,6 +54,8 @@ use crate::{
 };
 
 const INTERVAL: Duration = Duration::from_secs(30);
+/// Between two passes: when many devices enroll, each pass takes what came in the meantime.
+const GATHER: Duration = Duration::from_millis(100);
 
 /// Why something was not done in the repo.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +106,8 @@ pub struct Branches {
     pub changes: Changes,
     /// Makes the source look.
     pub source: Arc<Notify>,
+    /// Makes the reconciler look.
+    pub reconcile: Arc<Notify>,
     /// Remembers.
     pub store: Store,
     /// Under what it writes.
@@ -121,6 +125,8 @@ pub(super) struct Memory {
     pub(super) conflicts: HashMap<(Oid, Oid), bool>,
     /// Pushes that worked, and that the source has not seen yet.
     pub(super) arrived: HashMap<String, Arrived>,
+    /// The tracked branch's commit when devices were committed on it, and when that was.
+    pub(super) committed: Option<(Oid, Instant)>,
     /// The tracked branch's commit when it refused a push, and when that was.
     pub(super) refused: Option<(Oid, Instant)>,
     /// Since when everything on a branch is decided.
@@ -153,6 +159,7 @@ impl Branches {
             reading.mark_unchanged();
             listed.mark_unchanged();
             changes.mark_unchanged();
+            let gathered = Instant::now() + GATHER;
             let more = match Pass::run(&self, &mut memory).await {
                 Ok(more) => more,
                 Err(error) => {
@@ -179,6 +186,10 @@ impl Branches {
                 // Without a forge, nobody tells.
                 Ok(()) = listed.changed() => {}
                 told = changes.changed() => if told.is_err() { return },
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep_until(gathered) => {}
             }
         }
     }

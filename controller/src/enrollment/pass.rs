@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// How long a push that worked is believed before the source has seen it.
-const ARRIVAL: Duration = Duration::from_mins(1);
+pub(super) const ARRIVAL: Duration = Duration::from_mins(1);
 
 /// What one pass knows, and what it did.
 #[derive(Debug)]
@@ -55,6 +55,10 @@ pub(super) struct Pass<'a> {
     pub(super) pending: Vec<Device>,
     /// Those whose key it has, but in a file that cannot be used.
     pub(super) unusable: Vec<Device>,
+    /// Where in `pending` the devices of each branch are.
+    pub(super) on_branch: HashMap<String, Vec<usize>>,
+    /// Where in `decided` they are.
+    pub(super) leaving: HashMap<String, Vec<usize>>,
     /// The devices that no longer wait, and that an enrollment branch was made for.
     pub(super) decided: Vec<Device>,
     /// The names of the devices that are out of the fleet, by their keys.
@@ -70,6 +74,8 @@ pub(super) struct Pass<'a> {
     pub(super) requests: HashMap<String, PullRequest>,
     /// The last commits of decided pull requests, with what they carry.
     pub(super) heads: HashMap<String, (Oid, Carried)>,
+    /// Devices of automatic tokens that are being committed: the next they hear is that they are approved.
+    pub(super) on_their_way: HashSet<DeviceId>,
     /// Devices of automatic tokens that people are to decide on.
     pub(super) fallback: HashSet<DeviceId>,
     /// What keeps a device from being where people can decide.
@@ -164,6 +170,9 @@ impl<'a> Pass<'a> {
             carried: HashMap::new(),
             requests: HashMap::new(),
             heads: HashMap::new(),
+            on_their_way: HashSet::new(),
+            on_branch: HashMap::new(),
+            leaving: HashMap::new(),
             fallback: HashSet::new(),
             obstacles: HashMap::new(),
             pushed: false,
@@ -186,6 +195,7 @@ impl<'a> Pass<'a> {
             .iter()
             .flat_map(|fleet| fleet.devices.values().filter_map(|spec| spec.public_key))
             .collect();
+        let mut to_approve = false;
         for device in devices {
             if device.folder_to_delete {
                 pass.to_delete.push(device.clone());
@@ -198,9 +208,14 @@ impl<'a> Pass<'a> {
                 pass.pending.push(device);
             } else if !usable.contains(&device.public_key) {
                 pass.unusable.push(device);
+            } else {
+                to_approve = true;
             }
-            // Else the reconciler is about to approve it.
         }
+        if to_approve {
+            parts.reconcile.notify_one();
+        }
+        pass.index();
         Ok(Some(pass))
     }
 
@@ -284,9 +299,20 @@ impl<'a> Pass<'a> {
 
     /// The waiting devices of a branch, oldest first.
     pub(super) fn members<'b>(&'b self, branch: &'b str) -> impl Iterator<Item = &'b Device> {
-        self.pending
-            .iter()
-            .filter(move |device| device.enrollment_branch.as_deref() == Some(branch))
+        let members = self.on_branch.get(branch).into_iter().flatten();
+        members.filter_map(|index| self.pending.get(*index))
+    }
+
+    /// The devices that no longer wait on a branch.
+    pub(super) fn leavers<'b>(&'b self, branch: &'b str) -> impl Iterator<Item = &'b Device> {
+        let leavers = self.leaving.get(branch).into_iter().flatten();
+        leavers.filter_map(|index| self.decided.get(*index))
+    }
+
+    /// Finds which devices are on which branch.
+    pub(super) fn index(&mut self) {
+        self.on_branch = by_branch(&self.pending);
+        self.leaving = by_branch(&self.decided);
     }
 
     /// Finds who is rejected, who needs another branch, and whose branch is in the repo.
@@ -393,6 +419,7 @@ impl<'a> Pass<'a> {
             waiting.push(device);
         }
         self.pending = waiting;
+        self.index();
         if !rejected.is_empty() {
             self.parts.changes.tell();
         }
@@ -493,6 +520,16 @@ impl<'a> Pass<'a> {
             .retain(|branch, _: &mut Instant| branches.contains_key(branch));
         Ok(())
     }
+}
+
+fn by_branch(devices: &[Device]) -> HashMap<String, Vec<usize>> {
+    let mut found: HashMap<_, Vec<_>> = HashMap::new();
+    for (index, device) in devices.iter().enumerate() {
+        if let Some(branch) = &device.enrollment_branch {
+            found.entry(branch.clone()).or_default().push(index);
+        }
+    }
+    found
 }
 
 fn folders(fleet: &Fleet) -> BTreeSet<String> {

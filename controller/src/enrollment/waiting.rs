@@ -82,7 +82,10 @@ impl Pass<'_> {
     /// Writes down what each device waits for, where that is news.
     pub(super) async fn say_what_is_awaited(&mut self) -> Result<(), BranchError> {
         let mut news = Vec::new();
-        for device in &self.pending {
+        let silent = |device: &&Device| {
+            self.on_their_way.contains(&device.id) && !self.obstacles.contains_key(&device.id)
+        };
+        for device in self.pending.iter().filter(|device| !silent(device)) {
             let (condition, reason) = self.awaited(device);
             news.extend(Self::news(device, condition, reason));
         }

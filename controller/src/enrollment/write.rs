@@ -50,6 +50,7 @@ impl Pass<'_> {
                 device.enrollment_branch = branch;
             }
         }
+        self.index();
         Ok(())
     }
 
@@ -237,12 +238,7 @@ impl Pass<'_> {
         };
         let seen = self.members(branch).any(|device| device.branch_pushed);
         let missing = self.members(branch).any(lacks);
-        let leavers: Vec<_> = self
-            .decided
-            .iter()
-            .filter(|device| device.enrollment_branch.as_deref() == Some(branch))
-            .cloned()
-            .collect();
+        let leavers: Vec<_> = self.leavers(branch).cloned().collect();
         let removals = if proposal.edited {
             self.removals(branch)
         } else {
@@ -380,10 +376,11 @@ impl Pass<'_> {
         let ground = self.ground(self.tracked).await?;
         let tree = self.parts.mirror.tree(self.tracked).await?;
         let (mut steps, mut devices) = (Vec::new(), Vec::new());
-        for (index, device) in self.pending.iter().enumerate() {
-            if device.enrollment_branch.as_deref() != Some(branch) || !wanted(device) {
+        let members = self.on_branch.get(branch).into_iter().flatten();
+        for index in members.copied() {
+            let Some(device) = self.pending.get(index).filter(|device| wanted(device)) else {
                 continue;
-            }
+            };
             if ground.is_blocked(device.name.as_str()) {
                 let path = self.parts.folder(device).as_str().to_owned();
                 self.obstacles
@@ -433,11 +430,8 @@ impl Pass<'_> {
                 expected: Some(tip),
             }));
         }
-        let of_branch = self
-            .decided
-            .iter()
-            .filter(|device| device.enrollment_branch.as_deref() == Some(branch));
-        let free: Vec<_> = of_branch
+        let free: Vec<_> = self
+            .leavers(branch)
             .map(|it| Assignment::none(it.id.clone()))
             .collect();
         let mut db = self.parts.lease.write(&self.parts.store).await?;
@@ -453,11 +447,7 @@ impl Pass<'_> {
 
     /// Whether all devices of a branch on which nobody waits were approved.
     fn was_approved(&self, branch: &str) -> bool {
-        let mut of_branch = self
-            .decided
-            .iter()
-            .filter(|device| device.enrollment_branch.as_deref() == Some(branch))
-            .peekable();
+        let mut of_branch = self.leavers(branch).peekable();
         of_branch.peek().is_some() && of_branch.all(|it| it.state == DeviceState::Active)
     }
 }

@@ -29,7 +29,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Why a question has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum AskError {
+pub(crate) enum AskError {
     #[error("the store did not answer within {PATIENCE:?}")]
     Late,
     #[error(transparent)]

@@ -42,7 +42,7 @@ impl Lookups {
     }
 
     /// How a device stands now; `None` where there is no such device.
-    pub(super) async fn standing(&self, device: &DeviceId) -> Result<Option<Standing>, AskError> {
+    pub(crate) async fn standing(&self, device: &DeviceId) -> Result<Option<Standing>, AskError> {
         let mut found = self.standings.ask(vec![device.clone()]).await?;
         Ok(found.remove(device))
     }

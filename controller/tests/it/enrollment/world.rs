@@ -298,6 +298,7 @@ fn start(
     let (readings, reading) = watch::channel(None);
     let changes = Changes::new(fleet.id.clone(), Notices::nobody());
     let forge = with_host.then(|| host.clone() as Arc<dyn Forge>);
+    let reconcile: Arc<Notify> = Arc::default();
     let branches = Branches {
         fleet: fleet.id.clone(),
         root: RepoPath::root(),
@@ -311,6 +312,7 @@ fn start(
         poke: Arc::default(),
         changes: changes.clone(),
         source: Arc::default(),
+        reconcile: reconcile.clone(),
         store: store.clone(),
         lease: Lease::always(),
     };
@@ -327,7 +329,6 @@ fn start(
         Arc::default(),
         tasks.tracker.clone(),
     );
-    let reconcile: Arc<Notify> = Arc::default();
     let reconciler = Reconciler::new(Parts {
         fleet: fleet.id.clone(),
         root: RepoPath::root(),
