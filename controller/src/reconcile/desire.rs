@@ -216,7 +216,7 @@ impl Reconciler {
             Some(Open {
                 member: member.clone(),
                 spec: spec.cloned(),
-                closure: closure.map(|closure| closure.cloned()),
+                closure: closure.map(Result::<&_, _>::cloned),
             })
         };
         self.roster.active().filter_map(open).collect()
