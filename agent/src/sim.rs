@@ -165,7 +165,7 @@ impl Simulation {
     }
 
     /// Waits until `is` holds for the fleet's totals. It looks again and again, and less often the larger the fleet is,
-    /// so that looking stays a small part of the work: every 10 ms at 100 devices, every 100 ms at 10,000.
+    /// so that looking stays a small part of the work: some 10 ms at 100 devices, 110 ms at 10,000.
     pub async fn until(&self, mut is: impl FnMut(&Totals) -> bool) {
         let devices = u64::try_from(self.board.len()).unwrap_or_default();
         let mut look = time::interval(Duration::from_millis(10 + (devices / 100).min(200)));

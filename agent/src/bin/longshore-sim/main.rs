@@ -13,7 +13,7 @@ A fleet of 1,000 devices, from nothing (docs/SIMULATOR.md explains each step):
   longshore-sim repo fleet --identities fleet.jsonl --devices 1000
   git -C fleet init -b main && git -C fleet add -A && git -C fleet commit -qm 'A fleet'
   longshore fleets add sim --repo \"$PWD/fleet\"
-  longshore tokens create --fleet sim --automatic
+  longshore tokens create --fleet sim --auto
   longshore-sim run --identities fleet.jsonl --devices 1000 \\
       --server https://127.0.0.1:8443 --ca-fingerprint sha256:… --token lst_…";
 

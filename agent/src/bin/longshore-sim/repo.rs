@@ -20,7 +20,7 @@ pub(crate) struct Repo {
     #[arg(long, value_name = "FILE")]
     identities: PathBuf,
     /// How many devices. With 0 there are only bases and groups: devices then come with an automatic token that names a
-    /// group (`longshore tokens create --automatic --overlay groups/group-00`)
+    /// group (`longshore tokens create --auto --overlay groups/group-00`)
     #[arg(long, default_value_t = 100)]
     devices: usize,
     /// What the devices' names begin with
