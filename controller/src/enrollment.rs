@@ -282,7 +282,7 @@ impl Enrollment {
             fleet = %device.fleet, device = %device.name, id = %device.id, key = %device.public_key,
             "a device asks to enroll"
         );
-        self.fleets.enrolled(&token.fleet);
+        self.fleets.poke(&token.fleet);
         Ok(device)
     }
 

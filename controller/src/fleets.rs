@@ -344,17 +344,6 @@ impl Fleets {
         }
     }
 
-    /// Makes a fleet's enrollment look at the store: it wakes the reconciler where that has something to approve.
-    pub fn enrolled(&self, fleet: &FleetId) {
-        if self.replica.leases.holds(fleet) {
-            if let Some(followed) = self.followed().get(fleet) {
-                followed.branches.poke.notify_one();
-            }
-        } else {
-            self.poke(fleet);
-        }
-    }
-
     fn poke_here(&self, fleet: &FleetId) {
         if let Some(followed) = self.followed().get(fleet) {
             followed.reconcile.notify_one();

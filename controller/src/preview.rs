@@ -324,6 +324,8 @@ impl Memory {
             let mut walker = Closures::with_cache(tree, identity, std::mem::take(closures));
             let found = walker.closures(overlays);
             *closures = walker.into_cache();
+            // What earlier previews met is not kept for ever.
+            closures.retain(|overlay| found.contains_key(overlay));
             found
         })
     }

@@ -25,7 +25,7 @@ use longshore_fleet::{
 use longshore_protocol::{Condition, Digest, condition};
 use tokio::{
     sync::{Notify, watch},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -188,8 +188,11 @@ impl Reconciler {
     /// Passes until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut observation = self.parts.observation.clone();
-        let mut is_due = true;
+        let mut is_due = false;
         let mut failures = 0_u32;
+        // However often somebody pokes.
+        let mut due = tokio::time::interval(INTERVAL);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             observation.mark_unchanged();
             let started = Instant::now();
@@ -210,15 +213,13 @@ impl Reconciler {
                 .reconcile_seconds
                 .observe(started.elapsed().as_secs_f64());
             is_due = false;
-            let pause = match failures {
-                0 => INTERVAL,
-                failures => FIRST_PAUSE
-                    .saturating_mul(1 << (failures - 1).min(10))
-                    .min(INTERVAL),
-            };
+            let again = FIRST_PAUSE
+                .saturating_mul(1 << failures.saturating_sub(1).min(10))
+                .min(INTERVAL);
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(pause) => is_due = true,
+                _ = due.tick() => is_due = true,
+                () = tokio::time::sleep(again), if failures > 0 => {}
                 () = self.parts.poke.notified() => {}
                 changed = observation.changed() => if changed.is_err() { return },
             }
@@ -289,7 +290,10 @@ impl Reconciler {
             }
             let closures = Closures::with_cache(&*tree, &identity, closures).into_cache();
             let reading = match &changes {
-                Some((last, changes)) if !reader.is_concerned(changes) => last.at(commit, tree),
+                // A reading that failed says nothing of where the next one has to look.
+                Some((last, changes)) if last.fleet.is_ok() && !reader.is_concerned(changes) => {
+                    last.at(commit, tree)
+                }
                 _ => match reader.read(&*tree, &root) {
                     Err(FleetError::Tree(error)) => return (reader, closures, Err(error)),
                     fleet => {

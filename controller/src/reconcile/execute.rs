@@ -172,11 +172,8 @@ impl Reconciler {
         }
         db.commit().await?;
         // The devices' sessions are about to ask for these.
-        self.parts.store.cache().put(
-            tenant,
-            plan.moves.iter().map(|change| &change.set),
-            &execution.fresh_objects,
-        );
+        let cache = self.parts.store.cache();
+        cache.put(tenant, &batch.sets, &batch.objects);
         Ok(())
     }
 }

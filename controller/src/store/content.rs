@@ -93,11 +93,8 @@ pub async fn put_objects<'a>(
         .into_iter()
         .map(|object| (object.digest(), object))
         .collect();
-    let rows = unique
-        .into_iter()
-        .map(|(digest, object)| (digest.to_string(), compress(object.body())))
-        .collect();
-    put(db, tenant, rows, |rows| {
+    let encode = |object: &&Object| compress(object.body());
+    put(db, tenant, unique, encode, |rows| {
         format!(
             "INSERT INTO objects (tenant, digest, body) VALUES {rows}
              ON CONFLICT (tenant, digest) DO UPDATE SET body = excluded.body
@@ -159,11 +156,8 @@ pub async fn put_sets<'a>(
     sets: impl IntoIterator<Item = &'a ManifestSet>,
 ) -> Result<(), StoreError> {
     let unique: BTreeMap<_, _> = sets.into_iter().map(|set| (set.digest(), set)).collect();
-    let rows = unique
-        .into_iter()
-        .map(|(digest, set)| (digest.to_string(), compress(json(set.entries()).as_bytes())))
-        .collect();
-    put(db, tenant, rows, |rows| {
+    let encode = |set: &&ManifestSet| compress(json(set.entries()).as_bytes());
+    put(db, tenant, unique, encode, |rows| {
         format!(
             "INSERT INTO sets (tenant, digest, entries) VALUES {rows}
              ON CONFLICT (tenant, digest) DO UPDATE SET entries = excluded.entries
@@ -223,20 +217,29 @@ fn intact_set(digest: Digest, entries: &[u8]) -> Result<ManifestSet, StoreError>
     Ok(set)
 }
 
-/// Writes content by its digest, with the statement that `statement` makes of the rows' placeholders.
-async fn put(
+/// Writes content by its digest, with the statement that `statement` makes of the rows' placeholders. What a statement
+/// writes is encoded right before it, so that a transaction is never idle for long.
+async fn put<T>(
     db: &mut AnyConnection,
     tenant: &TenantName,
-    rows: Vec<(String, Vec<u8>)>,
+    content: BTreeMap<Digest, T>,
+    encode: impl Fn(&T) -> Vec<u8>,
     statement: impl Fn(&str) -> String,
 ) -> Result<(), StoreError> {
-    in_chunks(db, &rows, 3, statement, |query, (digest, content)| {
-        query
-            .bind(tenant.to_string())
-            .bind(digest)
-            .bind(content.as_slice())
-    })
-    .await?;
+    let content: Vec<_> = content.into_iter().collect();
+    for chunk in content.chunks(super::ROWS_PER_STATEMENT) {
+        let rows: Vec<_> = chunk
+            .iter()
+            .map(|(digest, content)| (digest.to_string(), encode(content)))
+            .collect();
+        in_chunks(db, &rows, 3, &statement, |query, (digest, content)| {
+            query
+                .bind(tenant.to_string())
+                .bind(digest)
+                .bind(content.as_slice())
+        })
+        .await?;
+    }
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use git2::Oid;
 use longshore_protocol::{
-    Condition, ConditionStatus, DeviceId, DeviceName, Digest, TenantName, TokenId,
+    Condition, ConditionStatus, DeviceId, DeviceName, Digest, TokenId,
     api::{DeviceState, Facts},
     message::Phase,
 };

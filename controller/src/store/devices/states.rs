@@ -287,7 +287,7 @@ pub async fn lagging(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<Devi
          LEFT JOIN observed
              ON observed.tenant = devices.tenant AND observed.device = devices.id
          WHERE devices.tenant = $1 AND devices.fleet = $2 AND devices.state = 'active'
-             AND connections.replica IS NOT NULL
+             AND connections.replica IN (SELECT id FROM replicas)
              AND (observed.device IS NULL OR observed.generation <> desired.generation
                  OR observed.digest <> desired.digest)",
     )

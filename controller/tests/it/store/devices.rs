@@ -83,7 +83,7 @@ async fn a_device_comes_back_as_it_was(database: Database) {
     drop(db);
 
     let mut db = database.write().await;
-    let (tenant, id) = (&shops.tenant, &full.id);
+    let id = &full.id;
     let facts = BTreeMap::from([("os".to_owned(), "other".to_owned())]);
     devices::set_facts(&mut db, &[(&full.fleet, id, &facts)])
         .await
