@@ -151,6 +151,7 @@ impl Fleets {
             local,
             interval: self.interval,
             poke: Arc::default(),
+            fetches: watch::Sender::default(),
         };
         // What was checked when the fleet was made is checked here again by falling back to the root.
         let root = RepoPath::new(&fleet.path).unwrap_or_else(|_| RepoPath::root());
@@ -208,6 +209,7 @@ impl Fleets {
             older.stop.cancel();
         }
         let span = info_span!("fleet", tenant = %fleet.id.tenant, fleet = %fleet.id.name);
+        let fetches = source.fetches.subscribe();
         let source = source.run(found, stop.clone()).instrument(span.clone());
         self.tasks.sound("a fleet's source", source);
         let progress = reconciler.progress.clone();
@@ -219,6 +221,7 @@ impl Fleets {
             branches,
             forge,
             listed,
+            fetches,
             tasks: self.tasks.clone(),
         };
         span.in_scope(|| self.offer(crew, fleet, stop));

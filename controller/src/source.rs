@@ -56,6 +56,17 @@ pub struct Observation {
     pub problem: Option<String>,
 }
 
+/// How far fetches are, by their numbers: they are counted from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fetches {
+    /// The last that began.
+    pub begun: u64,
+    /// The last that ended.
+    pub ended: u64,
+    /// The last that worked; what it found was published before.
+    pub worked: u64,
+}
+
 /// Follows one repo until `shutdown`.
 #[derive(Debug)]
 pub struct Source {
@@ -67,6 +78,8 @@ pub struct Source {
     pub interval: Duration,
     /// Says "look".
     pub poke: Arc<Notify>,
+    /// Tells how far fetches are, for those whom what was seen earlier does not do.
+    pub fetches: watch::Sender<Fetches>,
 }
 
 impl Source {
@@ -92,10 +105,12 @@ impl Source {
                 }
                 self.mirror.fetch().await
             };
+            self.fetches.send_modify(|fetches| fetches.begun += 1);
             let fetched = tokio::select! {
                 () = shutdown.cancelled() => return,
                 fetched = fetch => fetched,
             };
+            let worked = fetched.is_ok();
             let mut forced = Duration::ZERO;
             match fetched {
                 Ok(refs) => {
@@ -136,6 +151,12 @@ impl Source {
                     });
                 }
             }
+            self.fetches.send_modify(|fetches| {
+                fetches.ended = fetches.begun;
+                if worked {
+                    fetches.worked = fetches.begun;
+                }
+            });
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(forced) => {}

@@ -194,7 +194,7 @@ impl Store {
                         }
                     } else {
                         // A replica that stands still in a transaction must not keep its leases from others.
-                        sqlx::query("SET idle_in_transaction_session_timeout = 5000")
+                        sqlx::query("SET idle_in_transaction_session_timeout = 10000")
                             .execute(&mut *connection)
                             .await?;
                     }

@@ -13,6 +13,7 @@ use crate::{
     preview::pull_requests::Previews,
     reconcile::{Parts, Reconciler},
     replica::{Lease, Wish},
+    source::{Fetches, Observation},
     tasks::Tasks,
 };
 
@@ -23,6 +24,7 @@ pub(super) struct Crew {
     pub(super) branches: Branches,
     pub(super) forge: Option<WithForge>,
     pub(super) listed: watch::Sender<PullRequests>,
+    pub(super) fetches: watch::Receiver<Fetches>,
     pub(super) tasks: Tasks,
 }
 
@@ -32,6 +34,57 @@ pub(super) struct WithForge {
     pub(super) statuses: CommitStatuses,
     pub(super) previews: Previews,
     pub(super) watch: Watch,
+}
+
+/// What a crew sees of the repo.
+#[derive(Debug)]
+struct Sight {
+    observation: watch::Receiver<Observation>,
+    /// Where not all is shown yet.
+    shown: Option<Shown>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    whole: watch::Receiver<Observation>,
+    fetches: watch::Receiver<Fetches>,
+    /// The last fetch that is not recent enough.
+    after: u64,
+    to: watch::Sender<Observation>,
+}
+
+impl Sight {
+    /// Keeps it up to date until `end`.
+    async fn keep(self, end: CancellationToken) {
+        let Some(mut shown) = self.shown else {
+            return end.cancelled().await;
+        };
+        loop {
+            tokio::select! {
+                () = end.cancelled() => return,
+                told = shown.whole.changed() => if told.is_err() { return },
+                told = shown.fetches.changed() => if told.is_err() { return },
+            }
+            shown.show();
+        }
+    }
+}
+
+impl Shown {
+    fn show(&self) {
+        // In this order: what the fetch found was published before it counts.
+        let is_recent = self.fetches.borrow().worked > self.after;
+        let whole = self.whole.borrow().clone();
+        let now = Observation {
+            refs: whole.refs.filter(|_| is_recent),
+            problem: whole.problem,
+        };
+        self.to.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+    }
 }
 
 impl Crew {
@@ -53,16 +106,23 @@ impl Crew {
         self.listed.send_replace(PullRequests::default());
         self.reconciler.readings.send_replace(None);
         let end = stop.child_token();
+        let Some(sight) = self.sight(lease, &end).await else {
+            return;
+        };
+        let observation = sight.observation.clone();
         let (working, mut idle) = mpsc::channel(1);
         let reconciler = Reconciler::new(Parts {
             lease: lease.clone(),
+            observation: observation.clone(),
             ..self.reconciler.clone()
         });
         let branches = Branches {
             lease: lease.clone(),
+            observation: observation.clone(),
             ..self.branches.clone()
         };
         let start = |name, part| self.start(name, lease, &working, part);
+        start("a fleet's sight", Box::pin(sight.keep(end.clone())));
         start("a fleet's enrollment", Box::pin(branches.run(end.clone())));
         start(
             "a fleet's reconciler",
@@ -71,10 +131,12 @@ impl Crew {
         if let Some(forge) = &self.forge {
             let statuses = CommitStatuses {
                 lease: lease.clone(),
+                observation: observation.clone(),
                 ..forge.statuses.clone()
             };
             let previews = Previews {
                 lease: lease.clone(),
+                observation,
                 ..forge.previews.clone()
             };
             let watch = forge.watch.clone().run(self.listed.clone(), end.clone());
@@ -91,6 +153,41 @@ impl Crew {
             _ = idle.recv() => return,
         }
         idle.recv().await;
+    }
+
+    /// What this crew sees of the repo.
+    ///
+    /// Another replica may have acted on commits that this one has not seen: a device that is in those only would be
+    /// out of the fleet for good. So nothing is seen before a fetch that began under this lease has worked. Where
+    /// it fails, only that is seen.
+    async fn sight(&self, lease: &Lease, end: &CancellationToken) -> Option<Sight> {
+        let whole = self.reconciler.observation.clone();
+        if !lease.is_taken_over() {
+            return Some(Sight {
+                observation: whole,
+                shown: None,
+            });
+        }
+        let mut fetches = self.fetches.clone();
+        let after = fetches.borrow_and_update().begun;
+        self.branches.source.notify_one();
+        tokio::select! {
+            () = end.cancelled() => return None,
+            () = lease.finish.cancelled() => return None,
+            ended = fetches.wait_for(|fetches| fetches.ended > after) => drop(ended.ok()?),
+        }
+        let (to, observation) = watch::channel(Observation::default());
+        let shown = Shown {
+            whole,
+            fetches,
+            after,
+            to,
+        };
+        shown.show();
+        Some(Sight {
+            observation,
+            shown: Some(shown),
+        })
     }
 
     fn start(

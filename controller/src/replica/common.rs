@@ -24,11 +24,12 @@ const AUTHORITY: &str = "authority";
 /// The files of an authority, the one by which two are told apart first.
 const FILES: [(&str, u32); 4] = [
     (ROOT, 0o644),
-    ("root-key.pem", 0o600),
+    (ROOT_KEY, 0o600),
     ("intermediate-key.pem", 0o600),
     ("intermediate.pem", 0o644),
 ];
 const ROOT: &str = "root.pem";
+const ROOT_KEY: &str = "root-key.pem";
 
 /// Why a controller cannot be one of those that share a database.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +97,14 @@ pub async fn authority(
     }
     // This may have made it, or renewed it.
     let ca = open()?;
-    let ours = read(&directory)?;
+    let mut ours = read(&directory)?;
+    if let Some((_, files)) = &known
+        && ours.get(ROOT) == files.get(ROOT)
+        && let Some(key) = files.get(ROOT_KEY)
+    {
+        // It may have been taken away from here.
+        ours.insert(ROOT_KEY.to_owned(), key.clone());
+    }
     if known.as_ref().is_some_and(|(_, files)| *files == ours) {
         return Ok(ca);
     }
@@ -150,11 +158,15 @@ fn write(directory: &Path, all: &Files, may_replace: bool) -> Result<(), CommonE
         return Err(CommonError::OtherAuthority(directory.to_owned()));
     }
     files::create_private_directory(directory)?;
+    // The root's key may have been taken away from here, and is not brought back by itself. Another root's key goes.
+    let is_same = here.contains_key(ROOT) && here.get(ROOT) == all.get(ROOT);
+    if !is_same && !all.contains_key(ROOT_KEY) && here.contains_key(ROOT_KEY) {
+        return Err(CommonError::OtherAuthority(directory.to_owned()));
+    }
     for (name, mode) in FILES {
-        // A root's key may have been taken away from here, and is not brought back by itself.
         if let Some(text) = all.get(name)
             && here.get(name) != Some(text)
-            && (name != "root-key.pem" || !here.contains_key(ROOT))
+            && (name != ROOT_KEY || !is_same)
         {
             files::write(&directory.join(name), text.as_bytes(), mode)?;
         }

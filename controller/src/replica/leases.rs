@@ -84,6 +84,11 @@ impl Lease {
         }
     }
 
+    /// Whether another replica may have worked for the fleet before.
+    pub fn is_taken_over(&self) -> bool {
+        self.fence.is_some()
+    }
+
     pub(super) fn epoch(&self) -> Option<i64> {
         self.fence.as_ref().map(|fence| fence.epoch)
     }

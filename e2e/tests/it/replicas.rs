@@ -322,3 +322,37 @@ async fn killing_replicas_converges() -> Result<()> {
 async fn pause(random: &mut StdRng, most: u64) {
     tokio::time::sleep(Duration::from_millis(random.random_range(0..most))).await;
 }
+
+#[tokio::test]
+async fn a_new_holder_does_not_act_on_what_it_saw_long_ago() -> Result<()> {
+    let mut replicas = Replicas::start(2).await?;
+    let holder = eventually("one works for the fleet", async || replicas.holder().await).await?;
+    let other = 1 - holder;
+    replicas.prefer(holder)?;
+    // The other one was there before the device was, and comes back when nobody can be asked.
+    replicas.controller(other)?.kill();
+    let agent = replicas.enrolled("store-0001", holder).await?;
+    let before = replicas.api(holder)?.device("store-0001").await?;
+    replicas.controller(holder)?.kill();
+    let away = replicas.path().join("away.git");
+    let bare = replicas.repo.bare().to_owned();
+    std::fs::rename(&bare, &away)?;
+    replicas.controller(other)?.start_again().await?;
+    let api = replicas.api(other)?;
+    eventually("it works for the fleet, and cannot see it", async || {
+        ensure!(api.metrics().await?.count("leases") == 1);
+        let conditions = api.fleet().await?.conditions;
+        let unseen = conditions
+            .iter()
+            .any(|it| it.kind == "SourceReady" && it.reason == "Unreachable");
+        ensure!(unseen, "{conditions:#?}");
+        Ok(())
+    })
+    .await?;
+    let device = api.device("store-0001").await?;
+    ensure!(device.state == DeviceState::Active, "{device:#?}");
+    ensure!(generation(&device) == generation(&before), "{device:#?}");
+    std::fs::rename(&away, &bare)?;
+    publish(&replicas, "Seen again")?;
+    agent.page_shows("Seen again Our shop").await
+}

@@ -321,6 +321,7 @@ fn start(
         local: None,
         interval: Duration::from_hours(1),
         poke: branches.source.clone(),
+        fetches: watch::Sender::default(),
     };
     let builder = Arc::<Builder>::default();
     let builds = Builds::new(

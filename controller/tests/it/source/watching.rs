@@ -37,6 +37,7 @@ impl Running {
             local,
             interval,
             poke: poke.clone(),
+            fetches: watch::Sender::default(),
         };
         let task = tokio::spawn(source.run(found, shutdown.clone()));
         Self {
