@@ -54,7 +54,7 @@ use crate::{
 };
 
 const INTERVAL: Duration = Duration::from_secs(30);
-/// Between two passes: when many devices enroll, each pass takes what came in the meantime.
+/// Between two passes that devices ask for: when many enroll, each pass takes what came in the meantime.
 const GATHER: Duration = Duration::from_millis(100);
 
 /// Why something was not done in the repo.
@@ -177,19 +177,25 @@ impl Branches {
             let pause = ends.into_iter().flatten().min().map_or(INTERVAL, |at| {
                 at.saturating_duration_since(Instant::now()).min(INTERVAL)
             });
+            let mut enrolled = false;
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                () = self.poke.notified() => {}
+                () = self.poke.notified() => enrolled = true,
                 told = observation.changed() => if told.is_err() { return },
                 told = reading.changed() => if told.is_err() { return },
                 // Without a forge, nobody tells.
                 Ok(()) = listed.changed() => {}
                 told = changes.changed() => if told.is_err() { return },
             }
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep_until(gathered) => {}
+            // What people do in the repo is looked at while it can be seen: a branch that is deleted right after it came
+            // was rejected.
+            if enrolled {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep_until(gathered) => {}
+                    told = observation.changed() => if told.is_err() { return },
+                }
             }
         }
     }
