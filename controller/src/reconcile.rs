@@ -11,6 +11,7 @@
 
 mod approve;
 mod conditions;
+mod decide;
 mod desire;
 mod execute;
 pub mod roster;

@@ -1,4 +1,4 @@
-//! What each active device is to run: overlay, closure, build, variables.
+//! What each active device is to run: which decisions do not hold any more, and what it takes to make them again.
 //!
 //! ```text
 //! roster ─┐
@@ -15,16 +15,14 @@ use std::{
 };
 
 use longshore_fleet::{Closure, Closures, DeviceSpec, Fleet, InputKey, RepoPath};
-use longshore_protocol::{
-    Condition, DeviceId, DeviceName, Digest, ManifestSet, Object, api::DeviceState, condition,
-};
+use longshore_protocol::{Condition, DeviceId, Digest, api::DeviceState, condition};
 
-use super::{MAX_PROBLEMS, Reading, ReconcileError, Reconciler, blocking};
+use super::{
+    MAX_PROBLEMS, Reading, ReconcileError, Reconciler, blocking,
+    decide::{Builds, Built, Open, Target, Unsaid, Verdict, decide},
+};
 use crate::{
-    builds::{
-        Standing,
-        outcome::{self, has_references, of_device, set_of},
-    },
+    builds::{Standing, outcome},
     clock,
     rollout::{Candidate, Current, EMPTY, Wanted},
     store::devices::{Description, Member},
@@ -47,14 +45,6 @@ pub(super) struct Desires {
     pub building: usize,
 }
 
-/// What a device is to run.
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub set: Arc<ManifestSet>,
-    /// The objects that the device's variables made, which may not be in the store yet.
-    pub objects: Vec<Object>,
-}
-
 /// What earlier passes found out.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
@@ -71,59 +61,6 @@ struct Decision {
     verdict: Verdict,
     /// The row that says just this.
     described: Option<Arc<Member>>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// It is to run the set with this digest.
-    Set(Digest),
-    Gone,
-    Trouble(Trouble),
-}
-
-/// A build, as far as devices need it.
-#[derive(Debug)]
-enum Built {
-    /// No object has references.
-    Plain(Arc<ManifestSet>),
-    /// Some have.
-    Template(Vec<Object>),
-    Failed(String),
-}
-
-/// Why a device's wanted state is not known, with the reason of its `Rendered` condition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Trouble {
-    reason: &'static str,
-    message: String,
-    is_problem: bool,
-    /// Whether the same file and the same input key always give it.
-    lasts: bool,
-}
-
-/// The reason of a device whose build is under way.
-const BUILDING: &str = "Building";
-
-/// A device that is to be decided on.
-#[derive(Debug)]
-struct Open {
-    member: Arc<Member>,
-    spec: Option<Arc<DeviceSpec>>,
-    /// Its overlay's closure, or why there is none.
-    closure: Option<Result<Arc<Closure>, String>>,
-}
-
-impl Open {
-    fn key(&self) -> Option<InputKey> {
-        Some(self.closure.as_ref()?.as_ref().ok()?.key)
-    }
-}
-
-/// How the builds stand that the open devices need.
-#[derive(Debug, Default)]
-struct Builds {
-    built: HashMap<InputKey, Arc<Built>>,
-    standings: HashMap<InputKey, Standing>,
 }
 
 impl Reconciler {
@@ -391,7 +328,7 @@ impl Decision {
     }
 
     fn is_building(&self) -> bool {
-        matches!(&self.verdict, Verdict::Trouble(trouble) if trouble.reason == BUILDING)
+        matches!(&self.verdict, Verdict::Trouble(trouble) if trouble.is_building())
     }
 
     /// Whether its description is that of another decision.
@@ -416,7 +353,7 @@ impl Decision {
             Verdict::Set(digest) => condition::set(&mut conditions, rendered(*digest, now)),
             Verdict::Gone => {}
             // A build that runs is no news; the last statement stays until it is done.
-            Verdict::Trouble(it) if it.reason == BUILDING && !conditions.is_empty() => {}
+            Verdict::Trouble(it) if it.is_building() && !conditions.is_empty() => {}
             Verdict::Trouble(it) => {
                 let message = it.message.clone();
                 condition::set(
@@ -437,154 +374,6 @@ impl Decision {
             labels: labels.clone(),
             conditions,
         })
-    }
-}
-
-/// What there is to say of devices that no readable file is about.
-#[derive(Debug, Default)]
-struct Unsaid {
-    /// Whether one of them may be in a folder that cannot be read.
-    may_be_elsewhere: bool,
-    /// The problems of each device's folder.
-    problems: HashMap<DeviceName, Vec<String>>,
-}
-
-impl Unsaid {
-    fn of(fleet: &Fleet, names: &HashSet<&DeviceName>) -> Self {
-        let mut problems: HashMap<_, Vec<_>> = HashMap::new();
-        for problem in &fleet.problems {
-            if let Some(device) = &problem.device {
-                let problem = problem.to_string();
-                problems.entry(device.clone()).or_default().push(problem);
-            }
-        }
-        Self {
-            may_be_elsewhere: fleet.may_hide_a_device(|folder| names.contains(folder)),
-            problems,
-        }
-    }
-}
-
-/// Decides on one device.
-fn decide(
-    open: &Open,
-    fleet: &Fleet,
-    unsaid: &Unsaid,
-    builds: &Builds,
-) -> (Verdict, Option<Target>) {
-    let member = &open.member;
-    match &open.spec {
-        Some(spec) => match wanted(open, spec, builds) {
-            Ok(target) => (Verdict::Set(target.set.digest()), Some(target)),
-            Err(trouble) => (Verdict::Trouble(trouble), None),
-        },
-        // A file with problems says nothing; only a folder that is not there, or that names another key, takes
-        // the device away.
-        None if fleet.still_has(&member.name, Some(&member.public_key)) => {
-            let message = match unsaid.problems.get(&member.name) {
-                Some(problems) => problems.join("; "),
-                None => "the file that names its key has problems; `longshore fleets show` lists \
-                         them"
-                    .to_owned(),
-            };
-            (Verdict::Trouble(Trouble::invalid(message)), None)
-        }
-        None if unsaid.may_be_elsewhere => {
-            let message = "no readable device.yaml names its key, but one cannot be read; \
-                           it is not decommissioned before that is mended";
-            let trouble = Trouble::invalid(message.to_owned());
-            (Verdict::Trouble(trouble), None)
-        }
-        None => (Verdict::Gone, None),
-    }
-}
-
-/// The set that one device is to run.
-fn wanted(open: &Open, spec: &Arc<DeviceSpec>, builds: &Builds) -> Result<Target, Trouble> {
-    let member = &open.member;
-    if let Some(id) = &spec.id
-        && *id != member.id
-    {
-        let message = format!(
-            "{}: `spec.id` is {id}, but the device with this key is {}",
-            spec.file, member.id
-        );
-        return Err(Trouble {
-            is_problem: true,
-            ..Trouble::invalid(message)
-        });
-    }
-    let key = match &open.closure {
-        Some(Ok(closure)) => closure.key,
-        Some(Err(message)) => return Err(Trouble::of_overlay("Refused", message.clone(), false)),
-        None => return Err(Trouble::building()),
-    };
-    let failed = |message: &str, lasts| {
-        Trouble::of_overlay("BuildFailed", format!("{}: {message}", spec.overlay), lasts)
-    };
-    let Some(built) = builds.built.get(&key) else {
-        return Err(match builds.standings.get(&key) {
-            Some(Standing::Failed { message, .. }) => failed(message, false),
-            Some(Standing::UnderWay) | None => Trouble::building(),
-        });
-    };
-    match &**built {
-        Built::Plain(set) => Ok(Target {
-            set: set.clone(),
-            objects: Vec::new(),
-        }),
-        Built::Failed(message) => Err(failed(message, true)),
-        Built::Template(objects) => {
-            let mut variables = (**spec).clone();
-            // The file may leave the id out; the device has one all the same.
-            variables.id = Some(member.id.clone());
-            let (objects, set) = of_device(&variables, objects).map_err(|message| {
-                Trouble::of_overlay("Variables", format!("{}: {message}", spec.file), true)
-            })?;
-            let set = Arc::new(set);
-            Ok(Target { set, objects })
-        }
-    }
-}
-
-impl Trouble {
-    fn invalid(message: String) -> Self {
-        Self {
-            reason: "Invalid",
-            message,
-            is_problem: false,
-            lasts: false,
-        }
-    }
-
-    fn building() -> Self {
-        Self {
-            reason: BUILDING,
-            message: "the overlay is being built".to_owned(),
-            is_problem: false,
-            lasts: false,
-        }
-    }
-
-    fn of_overlay(reason: &'static str, message: String, lasts: bool) -> Self {
-        Self {
-            reason,
-            message,
-            is_problem: true,
-            lasts,
-        }
-    }
-}
-
-impl Built {
-    fn of(objects: Vec<Object>) -> Self {
-        if has_references(&objects) {
-            return Self::Template(objects);
-        }
-        match set_of(&objects) {
-            Ok(set) => Self::Plain(Arc::new(set)),
-            Err(message) => Self::Failed(message),
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 use longshore_protocol::{DeviceId, ManifestSet, Object, api::DeviceState, message::Held};
 use tracing::info;
 
-use super::{ReconcileError, Reconciler, desire::Target, short};
+use super::{ReconcileError, Reconciler, decide::Target, short};
 use crate::{
     rollout::Plan,
     source::mirror::Commit,

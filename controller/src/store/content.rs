@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use longshore_fleet::closure::InputKey;
 use longshore_protocol::{Digest, Entry, ManifestSet, Object, TenantName};
-use sqlx::AnyConnection;
+use sqlx::{AnyConnection, FromRow, any::AnyRow};
 use tracing::warn;
 
 use super::{
@@ -58,29 +58,19 @@ pub async fn builds(
     tenant: &TenantName,
     keys: &[InputKey],
 ) -> Result<BTreeMap<InputKey, Build>, StoreError> {
-    let mut found = BTreeMap::new();
-    for chunk in keys.chunks(super::ROWS_PER_STATEMENT) {
-        let sql = format!(
-            "SELECT input_key, objects, error FROM renders
-             WHERE input_key IN {} AND tenant = ${}",
-            placeholders(1, chunk.len()),
-            chunk.len() + 1
-        );
-        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql));
-        for key in chunk {
-            query = query.bind(key.0.to_string());
-        }
-        let rows: Vec<(String, Option<String>, Option<String>)> =
-            query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
-        for (key, objects, error) in rows {
-            let build = match (objects, error) {
-                (Some(objects), _) => Build::Objects(from_json(&objects, "renders.objects")?),
-                (None, error) => Build::Failed(error.unwrap_or_default()),
+    let keys: Vec<_> = keys.iter().map(|key| key.0).collect();
+    let select = "SELECT input_key, objects, error FROM renders WHERE input_key";
+    let rows: Vec<(String, Option<String>, Option<String>)> =
+        rows_of(db, tenant, select, &keys).await?;
+    rows.into_iter()
+        .map(|(key, objects, error)| {
+            let build = match objects {
+                Some(objects) => Build::Objects(from_json(&objects, "renders.objects")?),
+                None => Build::Failed(error.unwrap_or_default()),
             };
-            found.insert(InputKey(parse(&key, "renders.input_key")?), build);
-        }
-    }
-    Ok(found)
+            Ok((InputKey(parse(&key, "renders.input_key")?), build))
+        })
+        .collect()
 }
 
 /// Remembers objects. A row that was damaged is mended.
@@ -115,26 +105,16 @@ pub async fn objects(
         .collect::<BTreeSet<_>>()
         .into_iter()
         .collect();
+    let select = "SELECT digest, body FROM objects WHERE digest";
+    let rows: Vec<(String, Vec<u8>)> = rows_of(db, tenant, select, &unique).await?;
     let mut found = BTreeMap::new();
-    for chunk in unique.chunks(super::ROWS_PER_STATEMENT) {
-        let sql = format!(
-            "SELECT digest, body FROM objects WHERE digest IN {} AND tenant = ${}",
-            placeholders(1, chunk.len()),
-            chunk.len() + 1
-        );
-        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).persistent(is_common(chunk.len()));
-        for digest in chunk {
-            query = query.bind(digest.to_string());
-        }
-        let rows: Vec<(String, Vec<u8>)> = query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
-        for (digest, body) in rows {
-            match intact(&digest, &body) {
-                Ok(object) => {
-                    found.insert(object.digest(), object);
-                }
-                // Building it again mends it; an error here would hold up the whole fleet.
-                Err(error) => warn!(%tenant, digest, %error, "an object is damaged"),
+    for (digest, body) in rows {
+        match intact(&digest, &body) {
+            Ok(object) => {
+                found.insert(object.digest(), object);
             }
+            // Building it again mends it; an error here would hold up the whole fleet.
+            Err(error) => warn!(%tenant, digest, %error, "an object is damaged"),
         }
     }
     Ok(found)
@@ -186,24 +166,14 @@ pub async fn sets(
     tenant: &TenantName,
     digests: &[Digest],
 ) -> Result<BTreeMap<Digest, Result<ManifestSet, StoreError>>, StoreError> {
-    let mut found = BTreeMap::new();
-    for chunk in digests.chunks(super::ROWS_PER_STATEMENT) {
-        let sql = format!(
-            "SELECT digest, entries FROM sets WHERE digest IN {} AND tenant = ${}",
-            placeholders(1, chunk.len()),
-            chunk.len() + 1
-        );
-        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).persistent(is_common(chunk.len()));
-        for digest in chunk {
-            query = query.bind(digest.to_string());
-        }
-        let rows: Vec<(String, Vec<u8>)> = query.bind(tenant.as_str()).fetch_all(&mut *db).await?;
-        for (digest, entries) in rows {
-            let digest = parse(&digest, "sets.digest")?;
-            found.insert(digest, intact_set(digest, &entries));
-        }
-    }
-    Ok(found)
+    let select = "SELECT digest, entries FROM sets WHERE digest";
+    let rows: Vec<(String, Vec<u8>)> = rows_of(db, tenant, select, digests).await?;
+    rows.iter()
+        .map(|(digest, entries)| {
+            let digest = parse(digest, "sets.digest")?;
+            Ok((digest, intact_set(digest, entries)))
+        })
+        .collect()
 }
 
 fn intact_set(digest: Digest, entries: &[u8]) -> Result<ManifestSet, StoreError> {
@@ -215,6 +185,32 @@ fn intact_set(digest: Digest, entries: &[u8]) -> Result<ManifestSet, StoreError>
         return Err(corrupt("sets.entries", "a set with another digest"));
     }
     Ok(set)
+}
+
+/// The tenant's rows of content with these digests; `select` ends in the column to compare.
+async fn rows_of<T>(
+    db: &mut AnyConnection,
+    tenant: &TenantName,
+    select: &str,
+    digests: &[Digest],
+) -> Result<Vec<T>, StoreError>
+where
+    T: for<'r> FromRow<'r, AnyRow> + Send + Unpin,
+{
+    let mut found = Vec::new();
+    for chunk in digests.chunks(super::ROWS_PER_STATEMENT) {
+        let sql = format!(
+            "{select} IN {} AND tenant = ${}",
+            placeholders(1, chunk.len()),
+            chunk.len() + 1
+        );
+        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).persistent(is_common(chunk.len()));
+        for digest in chunk {
+            query = query.bind(digest.to_string());
+        }
+        found.extend(query.bind(tenant.as_str()).fetch_all(&mut *db).await?);
+    }
+    Ok(found)
 }
 
 /// Writes content by its digest, with the statement that `statement` makes of the rows' placeholders. What a statement

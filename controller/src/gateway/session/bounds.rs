@@ -1,0 +1,101 @@
+//! How much a device may say, and how much it is sent at once.
+
+use longshore_protocol::{Entry, message::StatusReport};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::rate::Rate;
+
+const MAX_CONDITIONS: usize = 32;
+/// How much text a device's statement may have, in bytes.
+pub(super) const MAX_CONDITION_TEXT: usize = 2000;
+/// How much text the conditions of one report may have together, in bytes.
+const MAX_REPORT_TEXT: usize = 16 * 1024;
+/// How many bytes of bodies are read and sent at a time.
+const BODIES_AT_ONCE: u64 = 64 * 1024;
+/// How many frames a device may send; one of many bytes counts as many. Whoever sends more is read later.
+pub(super) const PACE: Rate = Rate {
+    burst: 200.0,
+    per_second: 50.0,
+};
+const BYTES_PER_FRAME: usize = 4096;
+
+/// How much of its pace a frame costs a device.
+pub(super) fn cost(frame: &Message) -> f64 {
+    let frames = u32::try_from(1 + frame.len() / BYTES_PER_FRAME).unwrap_or(u32::MAX);
+    f64::from(frames)
+}
+
+/// How many of these bodies are read and sent together: at least one.
+pub(super) fn first_few(entries: &[Entry]) -> usize {
+    let mut size = 0;
+    let fits = entries.iter().take_while(|entry| {
+        size += entry.size;
+        size <= BODIES_AT_ONCE
+    });
+    fits.count().max(1).min(entries.len())
+}
+
+/// A device's words are stored; keep them short.
+pub(super) fn bound_report(mut report: StatusReport) -> StatusReport {
+    report.conditions.truncate(MAX_CONDITIONS);
+    let mut room = MAX_REPORT_TEXT;
+    for condition in &mut report.conditions {
+        for text in [&mut condition.kind, &mut condition.reason] {
+            *text = text.chars().take(64).collect();
+        }
+        let most = MAX_CONDITION_TEXT.min(room);
+        if condition.message.len() > most {
+            let end = condition.message.floor_char_boundary(most);
+            condition.message.truncate(end);
+        }
+        room -= condition.message.len();
+    }
+    report
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_protocol::{
+        Condition, Digest, Generation, ObjectKey,
+        message::{Held, Phase},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_report_has_bounds() {
+        let conditions =
+            (0..100).map(|_| Condition::holds(&"k".repeat(99), "r", "ä".repeat(1500), 1));
+        let report = bound_report(StatusReport {
+            held: Held {
+                generation: Generation::FIRST,
+                digest: Digest::of(b""),
+            },
+            phase: Phase::Failed,
+            conditions: conditions.collect(),
+        });
+        assert_eq!(report.conditions.len(), MAX_CONDITIONS);
+        let texts = report.conditions.iter().map(|it| it.message.len());
+        assert!(texts.clone().all(|length| length <= MAX_CONDITION_TEXT));
+        assert!((MAX_REPORT_TEXT - 1..=MAX_REPORT_TEXT).contains(&texts.sum()));
+    }
+
+    #[test]
+    fn bodies_go_in_portions() {
+        let entry = |size| Entry {
+            key: ObjectKey {
+                api_version: "v1".to_owned(),
+                kind: "ConfigMap".to_owned(),
+                namespace: String::new(),
+                name: "a".to_owned(),
+            },
+            digest: Digest::of(b"a"),
+            size,
+        };
+        let of = |sizes: &[u64]| first_few(&sizes.iter().copied().map(entry).collect::<Vec<_>>());
+        assert_eq!(of(&[1, 1, 1]), 3);
+        assert_eq!(of(&[BODIES_AT_ONCE - 1, 1, 1]), 2);
+        assert_eq!(of(&[BODIES_AT_ONCE + 1, 1]), 1);
+        assert_eq!(of(&[]), 0);
+    }
+}
