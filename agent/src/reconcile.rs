@@ -4,6 +4,8 @@
 //! backoff), it does the same thing, one pass of the runtime over the latest holding. Holdings that are
 //! overtaken while a pass runs are never begun.
 //!
+//! Then it asks how the objects fare, more often while some are on their way, and says so in `Healthy`.
+//!
 //! A pass that changes something although this holding was applied before has repaired drift. `Drifted` then
 //! says what, at least until the next timed pass finds everything in place.
 
@@ -18,8 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
-    report::{APPLIED, DRIFTED, Reporter},
-    runtime::{ApplyError, Changes, Runtime},
+    report::{APPLIED, DRIFTED, HEALTHY, Reporter},
+    runtime::{
+        ApplyError, Changes, Runtime,
+        health::{self, Health},
+    },
 };
 
 /// How often to look.
@@ -27,6 +32,8 @@ use crate::{
 pub struct Timing {
     /// Between two passes that nothing else asked for.
     pub check: Duration,
+    /// Between two looks at objects that are on their way.
+    pub progress: Duration,
     /// From the first sign of a hand in the runtime to the pass that repairs it: one save of an editor, or
     /// one `cp -r`, is one repair.
     pub settle: Duration,
@@ -36,6 +43,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             check: Duration::from_mins(1),
+            progress: Duration::from_secs(2),
             settle: Duration::from_millis(250),
         }
     }
@@ -43,8 +51,8 @@ impl Default for Timing {
 
 /// The loop's state.
 #[derive(Debug)]
-pub struct Reconciler<R> {
-    runtime: R,
+pub struct Reconciler<R: ?Sized> {
+    runtime: Box<R>,
     target: watch::Receiver<Option<Arc<Holding>>>,
     reporter: Reporter,
     timing: Timing,
@@ -60,10 +68,10 @@ enum Cause {
     Timer,
 }
 
-impl<R: Runtime> Reconciler<R> {
+impl<R: Runtime + ?Sized> Reconciler<R> {
     /// A loop over `runtime` that follows `target`. `backoff` spaces the tries of a pass that fails.
     pub fn new(
-        runtime: R,
+        runtime: Box<R>,
         target: watch::Receiver<Option<Arc<Holding>>>,
         reporter: Reporter,
         timing: Timing,
@@ -80,7 +88,7 @@ impl<R: Runtime> Reconciler<R> {
     }
 
     /// Runs until it is stopped, and gives the runtime back. A pass that has begun is finished first.
-    pub async fn run(mut self, stop: CancellationToken) -> R {
+    pub async fn run(mut self, stop: CancellationToken) -> Box<R> {
         let mut cause = Cause::Target;
         loop {
             let wait = self.pass(cause).await;
@@ -120,7 +128,7 @@ impl<R: Runtime> Reconciler<R> {
             Ok(changes) => {
                 self.backoff.reset();
                 self.succeeded(held, fresh, cause, &changes);
-                self.timing.check
+                self.look_at_health().await
             }
             Err(error) => {
                 self.failed(held, &error);
@@ -142,6 +150,23 @@ impl<R: Runtime> Reconciler<R> {
         }
         self.reporter.holds(APPLIED, "Applied", "");
         self.reporter.phase(held, Phase::Applied);
+    }
+
+    /// Says how the objects fare; returns when to look again.
+    async fn look_at_health(&mut self) -> Duration {
+        let Some(objects) = self.runtime.health().await else {
+            return self.timing.check;
+        };
+        let summary = health::summary(&objects);
+        match health::worst(&objects) {
+            Health::Current => {
+                self.reporter.holds(HEALTHY, "Current", "");
+                return self.timing.check;
+            }
+            Health::InProgress => self.reporter.unknown(HEALTHY, "InProgress", summary),
+            Health::Failed => self.reporter.fails(HEALTHY, "Failed", summary),
+        }
+        self.timing.progress
     }
 
     fn failed(&mut self, held: Held, error: &ApplyError) {

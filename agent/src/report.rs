@@ -15,6 +15,8 @@ use crate::clock::Wall;
 pub const APPLIED: &str = "Applied";
 /// The runtime had been changed by other hands, and was put right.
 pub const DRIFTED: &str = "Drifted";
+/// What was applied is what it is meant to be; unknown while it is on its way.
+pub const HEALTHY: &str = "Healthy";
 /// The ledger can be read and written.
 pub const LEDGER_WRITABLE: &str = "LedgerWritable";
 
@@ -65,6 +67,12 @@ impl Reporter {
     /// Something does not hold.
     pub fn fails(&self, kind: &str, reason: &str, message: impl Into<String>) {
         let stated = Condition::fails(kind, reason, message, (self.wall)());
+        self.change(|report| condition::set(&mut report.conditions, stated));
+    }
+
+    /// Nobody knows yet whether something holds.
+    pub fn unknown(&self, kind: &str, reason: &str, message: impl Into<String>) {
+        let stated = Condition::unknown(kind, reason, message, (self.wall)());
         self.change(|report| condition::set(&mut report.conditions, stated));
     }
 

@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     backoff::Backoff,
     clock,
-    config::{ConfigError, RuntimeSettings, Settings, TokenSource},
+    config::{ConfigError, Settings, TokenSource},
     enroll::{self, Application, EnrollError},
     facts,
     files::FileError,
@@ -30,7 +30,7 @@ use crate::{
     logs, reconcile,
     reconcile::Reconciler,
     report::{LEDGER_WRITABLE, Reporter},
-    runtime::{ApplyError, Runtime, directory::Directory},
+    runtime::{self, ApplyError, Runtime},
 };
 
 /// Why the process ends with an error.
@@ -91,8 +91,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
             None => return Ok(()),
         },
     };
-    let RuntimeSettings::Directory(path) = settings.runtime;
-    let runtime = Directory::new(path, identity.device_id.clone());
+    let runtime = runtime::of(settings.runtime, identity.device_id.clone());
     let token = identity.token;
     match work(&state, &ledger, identity, runtime, &stop).await? {
         (Ended::Stopped, _) => Ok(()),
@@ -104,11 +103,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
 }
 
 /// The runtime of an enrolled device.
-fn runtime_of(settings: &Settings, state: &StateDir) -> Result<Option<Directory>, RunError> {
-    let RuntimeSettings::Directory(path) = &settings.runtime;
+fn runtime_of(settings: &Settings, state: &StateDir) -> Result<Option<Box<dyn Runtime>>, RunError> {
     Ok(state
         .identity()?
-        .map(|identity| Directory::new(path.clone(), identity.device_id)))
+        .map(|identity| runtime::of(settings.runtime.clone(), identity.device_id)))
 }
 
 /// Enrolls; `None` where the agent was told to stop meanwhile, or was decommissioned before.
@@ -151,13 +149,13 @@ async fn join(
 }
 
 /// Runs an enrolled device. Gives the runtime back, for it may have to be cleared.
-async fn work<R: Runtime>(
+async fn work(
     state: &Arc<StateDir>,
     ledger: &Arc<Ledger>,
     identity: Identity,
-    runtime: R,
+    runtime: Box<dyn Runtime>,
     stop: &CancellationToken,
-) -> Result<(Ended, R), RunError> {
+) -> Result<(Ended, Box<dyn Runtime>), RunError> {
     let loaded = ledger.load()?;
     let holding = loaded.current;
     let held = holding.as_ref().map(|holding| holding.held());
@@ -172,6 +170,7 @@ async fn work<R: Runtime>(
         reporter.holds(LEDGER_WRITABLE, "Loaded", "");
     }
     let target = watch::Sender::new(holding.clone());
+    let name = runtime.name();
     let tracker = TaskTracker::new();
     let reconciler = Reconciler::new(
         runtime,
@@ -180,7 +179,7 @@ async fn work<R: Runtime>(
         reconcile::Timing::default(),
         backoff(),
     );
-    let link = link_of(state, ledger, identity, holding, target, reporter, R::NAME);
+    let link = link_of(state, ledger, identity, holding, target, reporter, name);
     // The link ends first and the reconciler after it, so that either one's ending on its own is noticed.
     let (link_stops, reconciler_stops) = (stop.child_token(), CancellationToken::new());
     let mut reconciling = tracker.spawn(reconciler.run(reconciler_stops.clone()));

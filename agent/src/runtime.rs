@@ -3,31 +3,56 @@
 //! A runtime is asked for one thing: make the target match this holding, whatever it is like now. It is asked
 //! again and again, so a pass that finds everything in place must be cheap and change nothing, and a pass
 //! that was killed halfway must be finished by the next one.
+//!
+//! ```text
+//! prepare (fetch what is slow to fetch) ─▶ apply ─▶ health, until it is good or the deadline is over
+//! ```
 
 pub mod directory;
+pub mod health;
 
 use std::sync::Arc;
 
-use longshore_protocol::{Generation, session::Holding};
+use async_trait::async_trait;
+use longshore_protocol::{DeviceId, Generation, session::Holding};
 
-use crate::files::FileError;
+use self::{directory::Directory, health::ObjectHealth};
+use crate::{config::RuntimeSettings, files::FileError};
 
 /// Something that runs manifest sets.
+#[async_trait]
 pub trait Runtime: Send + 'static {
     /// `kube`, `podman`, `directory` or `command`: what `Hello` says.
-    const NAME: &'static str;
+    fn name(&self) -> &'static str;
+
+    /// Fetches what the holding will need, such as images, while what runs goes on untouched. Whatever is not
+    /// fetched here is fetched by `apply`, so a runtime that cannot do this ahead does nothing.
+    async fn prepare(&mut self, _holding: &Holding) -> Result<(), ApplyError> {
+        Ok(())
+    }
 
     /// Makes the target match the holding, and says what that took.
-    fn apply(
-        &mut self,
-        holding: Arc<Holding>,
-    ) -> impl Future<Output = Result<Changes, ApplyError>> + Send;
+    async fn apply(&mut self, holding: Arc<Holding>) -> Result<Changes, ApplyError>;
+
+    /// How the objects of the set that was applied last fare; those that are not named are current. `None`
+    /// where the runtime cannot know, such as a directory.
+    async fn health(&mut self) -> Option<Vec<ObjectHealth>> {
+        None
+    }
 
     /// Removes everything that was applied.
-    fn clear(&mut self) -> impl Future<Output = Result<Changes, ApplyError>> + Send;
+    async fn clear(&mut self) -> Result<Changes, ApplyError>;
 
-    /// Returns when the target may have changed by other hands. A hint to look, never a truth.
-    fn disturbed(&mut self) -> impl Future<Output = ()> + Send;
+    /// Returns when the target may have changed by other hands, or an object's health may have. A hint to
+    /// look, never a truth. Dropped at any point, it loses no hint.
+    async fn disturbed(&mut self);
+}
+
+/// The runtime that the settings ask for, for the sets of this device.
+pub fn of(settings: RuntimeSettings, device: DeviceId) -> Box<dyn Runtime> {
+    match settings {
+        RuntimeSettings::Directory(path) => Box::new(Directory::new(path, device)),
+    }
 }
 
 /// What a pass changed in the target.

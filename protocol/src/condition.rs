@@ -41,6 +41,11 @@ impl Condition {
         Self::new(kind, ConditionStatus::False, reason, message, now)
     }
 
+    /// A condition of which nobody knows yet whether it holds.
+    pub fn unknown(kind: &str, reason: &str, message: impl Into<String>, now: u64) -> Self {
+        Self::new(kind, ConditionStatus::Unknown, reason, message, now)
+    }
+
     fn new(
         kind: &str,
         status: ConditionStatus,

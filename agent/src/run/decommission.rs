@@ -33,10 +33,10 @@ pub(super) fn begin(state: &StateDir, reason: String, token: Digest) -> Result<(
 }
 
 /// Removes what the device ran and forgets what it was.
-pub(super) async fn finish<R: Runtime>(
+pub(super) async fn finish(
     state: &StateDir,
     ledger: &Ledger,
-    runtime: Option<R>,
+    runtime: Option<Box<dyn Runtime>>,
 ) -> Result<(), RunError> {
     let reason = state
         .decommissioned()?

@@ -32,6 +32,7 @@ use std::{
     sync::Arc,
 };
 
+use async_trait::async_trait;
 use longshore_protocol::{DeviceId, session::Holding};
 
 use self::{pass::Pass, watch::Watch};
@@ -68,8 +69,11 @@ impl Directory {
     }
 }
 
+#[async_trait]
 impl Runtime for Directory {
-    const NAME: &'static str = "directory";
+    fn name(&self) -> &'static str {
+        "directory"
+    }
 
     async fn apply(&mut self, holding: Arc<Holding>) -> Result<Changes, ApplyError> {
         let changes = self

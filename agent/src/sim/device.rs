@@ -21,7 +21,6 @@ use crate::{
     link::{self, Ended, Link, LinkError},
     reconcile::{self, Reconciler},
     report::{LEDGER_WRITABLE, Reporter},
-    runtime::Runtime as _,
     tls::Trust,
 };
 
@@ -113,11 +112,11 @@ impl Device {
         };
         let target = watch::Sender::new(None);
         let reporter = Reporter::new(None, clock::system);
-        let runtime = Simulated {
+        let runtime = Box::new(Simulated {
             index: self.index,
             fleet: self.fleet.clone(),
             random: self.fork(),
-        };
+        });
         let timing = reconcile::Timing {
             check: RARELY,
             ..reconcile::Timing::default()
@@ -228,7 +227,7 @@ impl Device {
             target: enrolled.target.clone(),
             reporter: enrolled.reporter.clone(),
             connected: enrolled.connected.clone(),
-            runtime: Simulated::NAME,
+            runtime: super::runtime::NAME,
             facts: facts(),
             timing: link::Timing {
                 tick: TICK,

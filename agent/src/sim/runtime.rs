@@ -2,12 +2,16 @@
 
 use std::{future, sync::Arc};
 
+use async_trait::async_trait;
 use longshore_protocol::session::Holding;
 use rand::{RngExt as _, rngs::StdRng};
 use tokio::time;
 
 use super::device::Fleet;
 use crate::runtime::{ApplyError, Changes, Runtime};
+
+/// What simulated devices say that they apply to.
+pub(super) const NAME: &str = "simulated";
 
 /// The runtime of one simulated device.
 #[derive(Debug)]
@@ -17,8 +21,11 @@ pub(super) struct Simulated {
     pub random: StdRng,
 }
 
+#[async_trait]
 impl Runtime for Simulated {
-    const NAME: &'static str = "simulated";
+    fn name(&self) -> &'static str {
+        NAME
+    }
 
     async fn apply(&mut self, holding: Arc<Holding>) -> Result<Changes, ApplyError> {
         let behavior = *self.fleet.behavior.borrow();

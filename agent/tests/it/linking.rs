@@ -74,7 +74,10 @@ impl Agent {
         let random = || StdRng::seed_from_u64(7);
         let stop = CancellationToken::new();
         let reconciler = Reconciler::new(
-            Directory::new(dir.path().join("out"), identity.device_id.clone()),
+            Box::new(Directory::new(
+                dir.path().join("out"),
+                identity.device_id.clone(),
+            )),
             target.subscribe(),
             reporter.clone(),
             reconcile::Timing::default(),

@@ -24,7 +24,7 @@ struct Loop {
     target: watch::Sender<Option<Arc<Holding>>>,
     report: watch::Receiver<StatusReport>,
     stop: CancellationToken,
-    task: JoinHandle<Directory>,
+    task: JoinHandle<Box<Directory>>,
 }
 
 fn start(path: &Path, timing: Timing) -> Loop {
@@ -32,7 +32,10 @@ fn start(path: &Path, timing: Timing) -> Loop {
     let reporter = Reporter::new(None, clock::system);
     let short = Duration::from_millis(50);
     let reconciler = Reconciler::new(
-        Directory::new(path.to_owned(), DeviceId::from_random([1; 16])),
+        Box::new(Directory::new(
+            path.to_owned(),
+            DeviceId::from_random([1; 16]),
+        )),
         target.subscribe(),
         reporter.clone(),
         timing,
@@ -94,6 +97,7 @@ async fn drift_is_seen_repaired_and_reported() {
         Timing {
             check: NEVER,
             settle: SETTLE,
+            ..Timing::default()
         },
     );
     looped.want(holding(1, [object("a", "1"), object("b", "1")]));
@@ -124,6 +128,7 @@ async fn the_timer_finds_everything_in_place_again() {
         Timing {
             check: Duration::from_millis(300),
             settle: SETTLE,
+            ..Timing::default()
         },
     );
     looped.want(holding(1, [object("a", "1")]));
@@ -143,6 +148,7 @@ async fn what_fails_is_tried_again_and_says_why() {
         Timing {
             check: NEVER,
             settle: SETTLE,
+            ..Timing::default()
         },
     );
     looped.want(holding(1, [object("a", "1")]));
@@ -166,6 +172,7 @@ async fn a_failing_set_gives_way_to_the_next_one() {
         Timing {
             check: NEVER,
             settle: SETTLE,
+            ..Timing::default()
         },
     );
     looped.want(holding(1, [object("bad", "1")]));
