@@ -12,6 +12,7 @@
 
 mod automatic;
 pub mod branches;
+mod held;
 pub mod limits;
 mod pass;
 mod push_pause;
@@ -39,7 +40,7 @@ use crate::{
     certificates::Certificates,
     clock,
     fleets::Fleets,
-    gateway::Lookups,
+    gateway::{AskError, Lookups},
     metrics::Metrics,
     secret::{self, Keyring},
     store::{
@@ -53,7 +54,7 @@ use crate::{
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// After how many seconds a pending device is to call again.
 const RETRY_AFTER: u64 = 1;
-/// The same for one whose call could not be held, between these: as often as calls that are held.
+/// The same for one whose call gave its place to another one, between these: as often as calls that are held.
 const UNHELD_RETRY_AFTER: (u64, u64) = (20, 40);
 const MAX_FACTS: usize = 64;
 const MAX_FACT_LENGTH: usize = 256;
@@ -99,8 +100,22 @@ pub enum EnrollError {
     #[error("the store failed")]
     Store(#[from] StoreError),
     /// `500`: ours.
+    #[error("the store failed")]
+    Read(#[source] Arc<StoreError>),
+    /// `500`: ours.
     #[error("the certificate could not be made")]
     Ca(#[source] CaError),
+}
+
+impl From<AskError> for EnrollError {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Late => Self::Busy {
+                retry_after: limits::come_back(),
+            },
+            AskError::Store(error) => Self::Read(error),
+        }
+    }
 }
 
 /// Lets devices in.
@@ -118,7 +133,7 @@ pub struct Enrollment {
     pub fleets: Arc<Fleets>,
     /// Bounds tries.
     pub limits: Limits,
-    /// Says how the devices stand whose calls are held.
+    /// Says what tokens there are, and how the devices stand whose calls are held.
     pub lookups: Arc<Lookups>,
     /// Counts.
     pub metrics: Arc<Metrics>,
@@ -149,8 +164,6 @@ impl Enrollment {
         request: EnrollRequest,
         source: IpAddr,
     ) -> Result<Outcome, EnrollError> {
-        let place = self.limits.place().await;
-        let place = place.map_err(|retry_after| EnrollError::Busy { retry_after })?;
         // Failures are counted by address, but a right token is never turned away for its neighbours' sake:
         // thousands of devices may share one address.
         let Some(token) = self.token(presented).await? else {
@@ -166,24 +179,30 @@ impl Enrollment {
             .name
             .parse()
             .map_err(|error| EnrollError::Invalid(format!("{error}")))?;
-        let csr = Request::from_pem(&request.csr)
-            .map_err(|error| EnrollError::Invalid(error.to_string()))?;
         let facts = bounded(request.facts)?;
         let changes = self.fleets.changes(&token.fleet);
-        let mut device = self.register(&token, name, &csr, facts, source).await?;
-        drop(place);
+        let tenant = &token.fleet.tenant;
+        let (mut device, csr) = {
+            let place = self.limits.place(tenant).await;
+            let _place = place.map_err(|retry_after| EnrollError::Busy { retry_after })?;
+            let csr = Request::from_pem(&request.csr)
+                .map_err(|error| EnrollError::Invalid(error.to_string()))?;
+            let device = self.register(&token, name, &csr, facts, source).await?;
+            (device, csr)
+        };
         let mut retry_after = RETRY_AFTER;
         if device.state == DeviceState::Pending
             && request.wait > 0
             && let Some(changes) = changes
         {
             let wait = Duration::from_secs(request.wait).min(MAX_WAIT);
-            if let Some(_held) = self.limits.hold() {
-                self.wait(&mut device, changes, Instant::now() + wait)
-                    .await?;
-            } else {
-                let (least, most) = UNHELD_RETRY_AFTER;
-                retry_after = rand::rng().random_range(least..most);
+            let hold = self.limits.hold(tenant, &device.id);
+            tokio::select! {
+                done = self.wait(&mut device, changes, Instant::now() + wait) => done?,
+                () = hold.over() => {
+                    let (least, most) = UNHELD_RETRY_AFTER;
+                    retry_after = rand::rng().random_range(least..most);
+                }
             }
         }
         self.answer(&device, &csr, retry_after)
@@ -206,10 +225,7 @@ impl Enrollment {
             }
             // All who wait look at this moment: the look-ups make few statements of it.
             let standing = self.lookups.standing(&device.id).await;
-            let standing = standing.map_err(|_late| EnrollError::Busy {
-                retry_after: limits::come_back(),
-            })?;
-            let standing = standing.ok_or(EnrollError::TokenNotFound)?;
+            let standing = standing?.ok_or(EnrollError::TokenNotFound)?;
             if standing.state != DeviceState::Pending
                 || standing.state_reason != device.state_reason
             {
@@ -222,8 +238,9 @@ impl Enrollment {
 
     /// The token, unless it is revoked. Whether it may still register new devices is decided where one is.
     async fn token(&self, presented: &str) -> Result<Option<Token>, EnrollError> {
-        let mut db = self.store.read().await?;
-        let token = tokens::by_hash(&mut db, secret::hash(presented)).await?;
+        let looked_at = self.limits.look();
+        let _looked_at = looked_at.map_err(|retry_after| EnrollError::Busy { retry_after })?;
+        let token = self.lookups.token(secret::hash(presented)).await?;
         Ok(token.filter(|token| !token.revoked))
     }
 

@@ -46,6 +46,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use self::session::Session;
+pub(crate) use self::gather::AskError;
 pub use self::{lookups::Lookups, places::Places, recorder::Recorder};
 
 use crate::{

@@ -191,6 +191,7 @@ impl IntoResponse for EnrollError {
             }
             Self::Busy { retry_after } => ApiError::busy(detail, retry_after).into_response(),
             Self::Store(error) => ApiError::from(error).into_response(),
+            Self::Read(error) => ApiError::internal(&error).into_response(),
             Self::Ca(error) => ApiError::internal(&error).into_response(),
         }
     }

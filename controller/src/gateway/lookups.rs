@@ -1,4 +1,4 @@
-//! What sessions read: how devices stand, sets and objects; for many sessions at once.
+//! What sessions and enrollment calls read: tokens, how devices stand, sets and objects; for many at once.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,6 +14,7 @@ use crate::{
         cache::Cache,
         content,
         devices::{self, Standing},
+        tokens::{self, Token},
     },
 };
 
@@ -24,6 +25,7 @@ type Content = (TenantName, Digest);
 pub struct Lookups {
     store: Store,
     metrics: Arc<Metrics>,
+    tokens: Gather<Digest, Token>,
     standings: Gather<DeviceId, Standing>,
     sets: Gather<Content, Arc<ManifestSet>>,
     objects: Gather<Content, Object>,
@@ -35,10 +37,17 @@ impl Lookups {
         Self {
             store,
             metrics,
+            tokens: Gather::default(),
             standings: Gather::default(),
             sets: Gather::default(),
             objects: Gather::default(),
         }
+    }
+
+    /// The provisioning token whose secret has this hash; `None` where there is none.
+    pub(crate) async fn token(&self, hash: Digest) -> Result<Option<Token>, AskError> {
+        let mut found = self.tokens.ask(vec![hash]).await?;
+        Ok(found.remove(&hash))
     }
 
     /// How a device stands now; `None` where there is no such device.
@@ -96,6 +105,8 @@ impl Lookups {
     pub async fn run(&self, end: CancellationToken) {
         let answer = async {
             tokio::join!(
+                self.tokens
+                    .answer(|hashes| self.find_tokens(hashes).boxed()),
                 self.standings.answer(|devices| self.look(devices).boxed()),
                 self.sets.answer(|keys| self.read_sets(keys).boxed()),
                 self.objects.answer(|keys| self.read_objects(keys).boxed()),
@@ -105,6 +116,11 @@ impl Lookups {
             _ = answer => {}
             () = end.cancelled() => {}
         }
+    }
+
+    async fn find_tokens(&self, hashes: Vec<Digest>) -> Result<Found<Digest, Token>, StoreError> {
+        let mut db = self.store.read().await?;
+        tokens::by_hashes(&mut db, &hashes).await
     }
 
     async fn look(&self, devices: Vec<DeviceId>) -> Result<Found<DeviceId, Standing>, StoreError> {

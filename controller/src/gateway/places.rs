@@ -3,36 +3,29 @@
 //! Each tenant has a few places of its own, so one whose ten thousand devices are poked at once neither fills the
 //! memory nor stands before the others. A place is never held while a frame is on its way.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
-
 use longshore_protocol::TenantName;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::shares::Shares;
 
 /// How many sessions of one tenant read and encode at a time: enough that what they read is read together.
 const PER_TENANT: usize = 128;
 
 /// The places of all tenants.
-#[derive(Debug, Default)]
-pub struct Places(Mutex<HashMap<TenantName, Arc<Semaphore>>>);
+#[derive(Debug)]
+pub struct Places(Shares);
+
+impl Default for Places {
+    fn default() -> Self {
+        Self(Shares::of(PER_TENANT))
+    }
+}
 
 impl Places {
     /// Waits for one of the tenant's places; first come, first served.
     pub(super) async fn take(&self, tenant: &TenantName) -> Option<OwnedSemaphorePermit> {
-        let places = {
-            let mut tenants = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            match tenants.get(tenant) {
-                Some(places) => places.clone(),
-                None => tenants
-                    .entry(tenant.clone())
-                    .or_insert_with(|| Arc::new(Semaphore::new(PER_TENANT)))
-                    .clone(),
-            }
-        };
         // Nobody closes it.
-        places.acquire_owned().await.ok()
+        self.0.get(tenant).acquire_owned().await.ok()
     }
 }
 

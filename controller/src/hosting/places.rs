@@ -1,16 +1,14 @@
 //! How many Git processes serve hosted repos at once: in all, and of one tenant.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use longshore_protocol::TenantName;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
 };
+
+use crate::shares::Shares;
 
 /// In all.
 const MOST: usize = 32;
@@ -32,7 +30,7 @@ pub enum Busy {
 #[derive(Debug)]
 pub(super) struct Places {
     all: Arc<Semaphore>,
-    tenants: Mutex<HashMap<TenantName, Weak<Semaphore>>>,
+    tenants: Shares,
 }
 
 /// A place that is taken until this is dropped.
@@ -46,7 +44,7 @@ impl Default for Places {
     fn default() -> Self {
         Self {
             all: Arc::new(Semaphore::new(MOST)),
-            tenants: Mutex::default(),
+            tenants: Shares::of(MOST_OF_TENANT),
         }
     }
 }
@@ -55,7 +53,7 @@ impl Places {
     /// Takes a place, if there is one within a few seconds.
     pub(super) async fn take(&self, tenant: &TenantName) -> Result<Place, Busy> {
         let deadline = Instant::now() + WAIT;
-        let own = self.of(tenant);
+        let own = self.tenants.get(tenant);
         let Ok(Ok(of_tenant)) = timeout_at(deadline, own.acquire_owned()).await else {
             return Err(Busy::Tenant);
         };
@@ -66,18 +64,6 @@ impl Places {
             _of_tenant: of_tenant,
             _of_all: of_all,
         })
-    }
-
-    fn of(&self, tenant: &TenantName) -> Arc<Semaphore> {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = tenants.get(tenant).and_then(Weak::upgrade) {
-            return own;
-        }
-        // Permits keep their semaphore; who has none is forgotten.
-        tenants.retain(|_, own| own.strong_count() > 0);
-        let own = Arc::new(Semaphore::new(MOST_OF_TENANT));
-        tenants.insert(tenant.clone(), Arc::downgrade(&own));
-        own
     }
 }
 
@@ -107,6 +93,5 @@ mod tests {
         drop(taken);
         places.take(&tenant(0)).await.unwrap();
         places.take(&late).await.unwrap();
-        assert_eq!(places.tenants.lock().unwrap().len(), 1);
     }
 }

@@ -1,11 +1,14 @@
 //! Provisioning tokens, known by the hash of their secret.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use longshore_protocol::{Digest, TenantName, TokenId, api::Approval};
 use sqlx::{AnyConnection, FromRow};
 
-use super::{StoreError, fleets::FleetId, from_json, json, parse, signed, unsigned};
+use super::{
+    ROWS_PER_STATEMENT, StoreError, fleets::FleetId, from_json, is_common, json, parse,
+    placeholders, signed, unsigned,
+};
 
 /// A provisioning token without its secret.
 #[derive(Clone, Debug)]
@@ -40,6 +43,7 @@ struct Row {
     id: String,
     fleet: String,
     label: String,
+    hash: String,
     approval: String,
     uses: i64,
     max_uses: Option<i64>,
@@ -119,13 +123,28 @@ pub async fn list(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<Token>,
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// The token whose secret has this hash, whatever its state.
-pub async fn by_hash(db: &mut AnyConnection, hash: Digest) -> Result<Option<Token>, StoreError> {
-    let row: Option<Row> = sqlx::query_as("SELECT * FROM tokens WHERE hash = $1")
-        .bind(hash.to_string())
-        .fetch_optional(db)
-        .await?;
-    row.map(TryInto::try_into).transpose()
+/// The tokens whose secrets have these hashes, by hash, whatever their state. A hash says by itself whose token it is,
+/// hence no tenant. One that cannot be read is an error of its own.
+pub async fn by_hashes(
+    db: &mut AnyConnection,
+    hashes: &[Digest],
+) -> Result<HashMap<Digest, Result<Token, StoreError>>, StoreError> {
+    let mut found = HashMap::with_capacity(hashes.len());
+    for chunk in hashes.chunks(ROWS_PER_STATEMENT) {
+        let sql = format!(
+            "SELECT * FROM tokens WHERE hash IN {}",
+            placeholders(1, chunk.len()),
+        );
+        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).persistent(is_common(chunk.len()));
+        for hash in chunk {
+            query = query.bind(hash.to_string());
+        }
+        let rows: Vec<Row> = query.fetch_all(&mut *db).await?;
+        for row in rows {
+            found.insert(parse(&row.hash, "tokens.hash")?, row.try_into());
+        }
+    }
+    Ok(found)
 }
 
 /// The token with this id.

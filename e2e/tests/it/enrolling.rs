@@ -2,16 +2,26 @@
 
 use std::{
     collections::BTreeSet,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::{StreamExt as _, stream};
 use http::StatusCode;
-use longshore_e2e::{Candidate, World, api::Answer, enroll::ask, eventually, wait::within};
+use longshore_e2e::{
+    Candidate, World,
+    api::{Answer, FLEET},
+    enroll::ask,
+    eventually,
+    wait::within,
+};
 use longshore_protocol::api::{Approval, DeviceState, EnrollPending};
 use serde_json::json;
+use tokio::task::JoinSet;
 
 fn is_token_not_found(answer: &Answer) -> Result<()> {
     ensure!(answer.status == StatusCode::NOT_FOUND, "{answer:?}");
@@ -343,5 +353,72 @@ async fn a_token_of_ten_uses_enrolls_exactly_ten() -> Result<()> {
     ensure!(accepted == 10, "{accepted} got in");
     ensure!(api.devices().await?.len() == 10);
     ensure!(api.tokens().await?[0].uses == 10);
+    Ok(())
+}
+
+/// One tenant's crowd fills its own line. Another tenant's devices are let in as if nobody else were there.
+#[tokio::test]
+async fn a_tenants_crowd_does_not_delay_another_tenants_device() -> Result<()> {
+    const CONNECTIONS: usize = 4;
+    const CALLS: usize = 200;
+    let world = World::start().await?;
+    // Each call of the crowd takes the whole way, and only the first one leaves a device.
+    let once = world
+        .api
+        .create_token_with(Approval::Manual, |token| token.max_uses = Some(1))
+        .await?;
+    let acme = world.api.create_tenant("acme").await?;
+    let theirs = world.api.as_tenant("acme", &acme.api_token);
+    theirs.create_fleet(FLEET, "").await?;
+    let token = theirs.create_token(Approval::Manual).await?;
+
+    let (done, busy) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut crowd = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let api = world.controller.api()?;
+        for n in 0..CALLS {
+            let (api, secret) = (api.clone(), once.secret.clone());
+            let (done, busy) = (done.clone(), busy.clone());
+            crowd.spawn(async move {
+                let device = Candidate::new(&format!("crowd-{n}"))?;
+                loop {
+                    let answer = device.ask(&api, &secret).await?;
+                    match answer.status {
+                        StatusCode::NOT_FOUND | StatusCode::ACCEPTED | StatusCode::CONFLICT => {
+                            done.fetch_add(1, Ordering::Relaxed);
+                        }
+                        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                            ensure!(answer.retry_after.is_some(), "{answer:?}");
+                            busy.fetch_add(1, Ordering::Relaxed);
+                        }
+                        _ => anyhow::bail!("{answer:?}"),
+                    }
+                }
+                #[expect(unreachable_code, reason = "says what the task is")]
+                Ok(())
+            });
+        }
+    }
+    eventually("the crowd's line is full", async || {
+        ensure!(busy.load(Ordering::Relaxed) > 0);
+        Ok(())
+    })
+    .await?;
+    for n in 0..5 {
+        let before = done.load(Ordering::Relaxed);
+        let device = Candidate::new(&format!("store-{n:04}"))?;
+        let answer = device.ask(&theirs, &token.secret).await?;
+        ensure!(answer.status == StatusCode::ACCEPTED, "{answer:?}");
+        let overtaken = done.load(Ordering::Relaxed) - before;
+        eprintln!("{overtaken} calls of the crowd were answered meanwhile");
+        ensure!(
+            overtaken < 200,
+            "waited behind {overtaken} calls of the crowd"
+        );
+    }
+    if let Some(ended) = crowd.try_join_next() {
+        ended??;
+    }
+    crowd.shutdown().await;
     Ok(())
 }

@@ -174,7 +174,7 @@ async fn use_everything(database: &Database) {
 
     tokens::insert(db, &token, hash).await.unwrap();
     tokens::list(db, &shops).await.unwrap();
-    tokens::by_hash(db, hash).await.unwrap();
+    tokens::by_hashes(db, &[hash]).await.unwrap();
     tokens::find(db, tenant, &token.id).await.unwrap();
     tokens::take_use(db, &token, 1).await.unwrap();
     tokens::revoke(db, &shops, &token.id).await.unwrap();

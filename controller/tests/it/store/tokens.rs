@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use longshore_controller::store::{StoreError, fleets, tokens};
 use longshore_protocol::{Digest, TokenId, api::Approval};
+use sqlx::AnyConnection;
 use tokio::{sync::Barrier, task::JoinSet};
 
 use super::{
@@ -29,6 +30,12 @@ async fn insert(database: &Database, token: &tokens::Token, secret: &str) {
         .await
         .unwrap();
     db.commit().await.unwrap();
+}
+
+async fn with_secret(db: &mut AnyConnection, secret: &str) -> Option<tokens::Token> {
+    let hash = Digest::of(secret.as_bytes());
+    let mut found = tokens::by_hashes(db, &[hash]).await.unwrap();
+    found.remove(&hash).map(Result::unwrap)
 }
 
 async fn take(database: &Database, token: &tokens::Token, now: u64) -> bool {
@@ -62,13 +69,18 @@ async fn a_token_comes_back_as_it_was(database: Database) {
     let expected = [[1; 16], [2; 16]].map(TokenId::from_random);
     assert_eq!(ids, expected, "oldest first");
     let tenant = tenant("one");
-    let by_hash = tokens::by_hash(&mut db, Digest::of(b"full")).await.unwrap();
+    let by_hash = with_secret(&mut db, "full").await;
     let by_id = tokens::find(&mut db, &tenant, &full.id).await.unwrap();
     for found in [&all[1], &by_hash.unwrap(), &by_id.unwrap()] {
         assert_eq!(format!("{found:?}"), format!("{full:?}"));
     }
-    let unknown = tokens::by_hash(&mut db, Digest::of(b"no")).await.unwrap();
-    assert!(unknown.is_none());
+    let hashes = ["full", "no", "plain"].map(|secret| Digest::of(secret.as_bytes()));
+    let found = tokens::by_hashes(&mut db, &hashes).await.unwrap();
+    assert_eq!(found.len(), 2, "{found:?}");
+    for (hash, n) in [(hashes[0], 2), (hashes[2], 1)] {
+        let token = found[&hash].as_ref().unwrap();
+        assert_eq!(token.id, TokenId::from_random([n; 16]));
+    }
 }
 
 async fn a_secret_belongs_to_one_token(database: Database) {
@@ -105,9 +117,7 @@ async fn tenants_tokens_do_not_mix(database: Database) {
     assert!(!take(&database, &token(&ours, 1), 0).await);
     assert!(take(&database, &token(&theirs, 1), 0).await);
     let mut db = database.read().await;
-    let theirs = tokens::by_hash(&mut db, Digest::of(b"theirs"))
-        .await
-        .unwrap();
+    let theirs = with_secret(&mut db, "theirs").await;
     let theirs = theirs.unwrap();
     assert_eq!((theirs.uses, theirs.revoked), (1, false));
 }
@@ -207,10 +217,8 @@ async fn tokens_go_with_their_fleet(database: Database) {
     assert!(fleets::delete(&mut db, &ours).await.unwrap());
     db.commit().await.unwrap();
     let mut db = database.read().await;
-    let gone = tokens::by_hash(&mut db, Digest::of(b"ours")).await.unwrap();
+    let gone = with_secret(&mut db, "ours").await;
     assert!(gone.is_none());
-    let kept = tokens::by_hash(&mut db, Digest::of(b"theirs"))
-        .await
-        .unwrap();
+    let kept = with_secret(&mut db, "theirs").await;
     assert!(kept.is_some());
 }
