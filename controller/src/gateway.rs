@@ -30,11 +30,9 @@ use longshore_protocol::{
 };
 use rand::RngExt as _;
 use tokio::{
-    net::TcpStream,
     sync::Semaphore,
     time::{MissedTickBehavior, interval, timeout},
 };
-use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::{
     WebSocketStream, accept_hdr_async_with_config,
     tungstenite::{
@@ -56,7 +54,7 @@ use crate::{
     metrics::Metrics,
     secret::Keyring,
     store::{Store, devices::Standing},
-    tls::TlsListener,
+    tls::{Stream, TlsListener},
 };
 
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
@@ -152,7 +150,7 @@ impl Gateway {
 
     async fn admit(
         self: Arc<Self>,
-        stream: TlsStream<TcpStream>,
+        stream: Stream,
         peer: SocketAddr,
     ) -> Option<Box<Session>> {
         let identity = stream
@@ -180,10 +178,10 @@ impl Gateway {
 
     async fn upgrade(
         &self,
-        stream: TlsStream<TcpStream>,
+        stream: Stream,
         id: &DeviceId,
         standing: &Result<Option<Standing>, Later>,
-    ) -> Option<WebSocketStream<TlsStream<TcpStream>>> {
+    ) -> Option<WebSocketStream<Stream>> {
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER)
             .write_buffer_size(0)

@@ -1,21 +1,17 @@
 //! The two listeners' TLS: a certificate that renews itself, and the verification of devices.
 //!
-//! ```text
-//! accepted ─▶ says something (many may be silent, for a while) ─▶ handshake (some, each step in turn) ─▶ ready
-//! ```
-//!
-//! Handshakes run in tasks of their own, and what they compute is done in turns, few at a time: thousands of
-//! devices that come back at once stand in a line of their own, and those that are connected do not wait behind
-//! them. No turn is held while a peer is waited for, so slow and silent peers take no part in it.
+//! Connections are in a [`lobby`] until their handshake is over; those that stall there push out each other.
 //!
 //! Devices resume their sessions with tickets, which this process alone can read. A resumed handshake brings the
 //! certificate that the first one verified; it is verified again, now, before the connection goes on.
 
+mod inbound;
+mod lobby;
+
 use std::{
-    future::poll_fn,
+    io,
     net::SocketAddr,
     sync::{Arc, PoisonError, RwLock},
-    task::ready,
     time::Duration,
 };
 
@@ -30,34 +26,39 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
-    time::timeout,
+    sync::mpsc,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tokio_util::sync::PollSemaphore;
 
+pub use self::inbound::Inbound;
+use self::lobby::{Bounds, Lobby};
 use crate::{
     ca::{Ca, ServerIdentity},
     clock,
     metrics::Metrics,
+    rate::Rate,
     tasks::Tasks,
 };
 
-/// How many connections may be accepted and not be through their handshake. Silent ones must not keep others
-/// waiting, and one costs little.
-const MAX_ACCEPTED: usize = 4096;
-/// How many of them may have said something.
-const MAX_HANDSHAKES: usize = 1024;
-/// How many handshakes compute at a time: as many more as are waiting are in nobody's way.
-const TURNS: usize = 4;
-/// How long a peer may be silent at first.
-const SILENCE_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a peer that spoke waits to begin. Then it is hung up on, and comes back after a pause of its own
-/// choice.
-const LINE_DEADLINE: Duration = Duration::from_secs(10);
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// Connections in their handshake: each has some ten kilobytes.
+const BOUNDS: Bounds = Bounds {
+    room: 4096,
+    turns: 4,
+    grace: Duration::from_secs(3),
+    deadline: Duration::from_secs(20),
+};
+/// How many bytes the kernel takes beyond what is on its way to the peer.
+const UNSENT: u32 = 16 * 1024;
+/// How many bytes it takes that are not read yet; it doubles that.
+const UNREAD: usize = 32 * 1024;
+/// How many bytes a device is read: the largest messages come in some seconds, and a flood does not.
+const DEVICE_PACE: Rate = Rate {
+    burst: 256.0 * 1024.0,
+    per_second: 32.0 * 1024.0,
+};
 
 /// Why a listener has no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +130,8 @@ pub struct Tls {
     config: Arc<ServerConfig>,
     /// Who verifies peers, where they have to show who they are.
     verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// How many bytes a peer is read once it is through, where that has a bound.
+    pace: Option<Rate>,
 }
 
 impl Tls {
@@ -160,6 +163,7 @@ pub fn public(certificate: Arc<ServerCertificate>) -> Result<Tls, TlsError> {
     Ok(Tls {
         config: Arc::new(config),
         verifier: None,
+        pace: None,
     })
 }
 
@@ -187,6 +191,7 @@ pub fn edge(certificate: Arc<ServerCertificate>, ca: &Ca) -> Result<Tls, TlsErro
     Ok(Tls {
         config: Arc::new(config),
         verifier: Some(verifier),
+        pace: Some(DEVICE_PACE),
     })
 }
 
@@ -213,10 +218,13 @@ impl Reloadable {
     }
 }
 
+/// A connection whose handshake is done.
+pub type Stream = TlsStream<Inbound>;
+
 /// Accepted connections whose handshake is done.
 #[derive(Debug)]
 pub struct TlsListener {
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+    ready: mpsc::Receiver<(Stream, SocketAddr)>,
 }
 
 impl TlsListener {
@@ -229,41 +237,27 @@ impl TlsListener {
     ) -> Self {
         let (done, ready) = mpsc::channel(64);
         let (handshakes, shutdown) = (tasks.tracker.clone(), tasks.shutdown.clone());
-        let lobby = Arc::new(Lobby {
-            tls,
-            metrics,
-            room: Semaphore::new(MAX_HANDSHAKES),
-            turns: Arc::new(Semaphore::new(TURNS)),
-        });
+        let lobby = Arc::new(Lobby::new(BOUNDS, metrics));
         tasks.vital("a listener", async move {
-            let room = Arc::new(Semaphore::new(MAX_ACCEPTED));
             loop {
-                let Ok(permit) = room.clone().acquire_owned().await else {
-                    return;
+                let accepted = async {
+                    let (stream, peer) = accept(&listener).await;
+                    (stream, peer, lobby.room_for(peer.ip()).await)
                 };
-                let accepted = tokio::select! {
-                    accepted = listener.accept() => accepted,
+                let (stream, peer, place) = tokio::select! {
+                    accepted = accepted => accepted,
                     () = shutdown.cancelled() => return,
                 };
-                let (stream, peer) = match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        // Most often no file descriptors are left; connections that end will free some.
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                        continue;
-                    }
-                };
-                let (lobby, done) = (lobby.clone(), done.clone());
+                let (lobby, done, tls) = (lobby.clone(), done.clone(), tls.clone());
                 handshakes.spawn(async move {
-                    lobby.metrics.handshakes_waiting.inc();
-                    let stream = lobby.receive(stream, peer).await;
-                    lobby.metrics.handshakes_waiting.dec();
-                    if let Some(stream) = stream {
-                        // A full channel holds the permit, and so slows the accepting down.
-                        drop(done.send((stream, peer)).await);
+                    let stream = lobby.receive(peer.ip(), handshake(&tls, stream)).await;
+                    match stream {
+                        // A full channel holds the place, and so slows the accepting down.
+                        Ok(Ok(stream)) => drop(done.send((stream, peer)).await),
+                        Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+                        Err(error) => tracing::debug!(%peer, %error, "no TLS handshake"),
                     }
-                    drop(permit);
+                    drop(place);
                 });
             }
         });
@@ -271,94 +265,46 @@ impl TlsListener {
     }
 
     /// The next connection; `None` after the shutdown.
-    pub async fn next(&mut self) -> Option<(TlsStream<TcpStream>, SocketAddr)> {
+    pub async fn next(&mut self) -> Option<(Stream, SocketAddr)> {
         self.ready.recv().await
     }
 }
 
-/// Where connections are until their handshake is over.
-struct Lobby {
-    tls: Arc<Reloadable>,
-    metrics: Arc<Metrics>,
-    room: Semaphore,
-    turns: Arc<Semaphore>,
-}
-
-impl Lobby {
-    async fn receive(&self, stream: TcpStream, peer: SocketAddr) -> Option<TlsStream<TcpStream>> {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%peer, %error, "TCP_NODELAY could not be set");
-        }
-        // Until it says something, a connection costs a descriptor and no more.
-        let Ok(Ok(())) = timeout(SILENCE_DEADLINE, stream.readable()).await else {
-            tracing::debug!(%peer, "the peer says nothing");
-            return None;
-        };
-        let Ok(Ok(_place)) = timeout(LINE_DEADLINE, self.room.acquire()).await else {
-            tracing::debug!(%peer, "too many handshakes; the peer has to come back");
-            self.metrics.handshakes_refused.inc();
-            return None;
-        };
-        let tls = self.tls.tls();
-        let handshake = TlsAcceptor::from(tls.config.clone()).accept(stream);
-        let handshake = in_turns(handshake, self.turns.clone());
-        match timeout(HANDSHAKE_DEADLINE, handshake).await {
-            Ok(Ok(stream)) => match tls.still_trusts(stream.get_ref().1) {
-                Ok(()) => Some(stream),
-                Err(error) => {
-                    tracing::debug!(%peer, %error, "the resumed session's certificate holds no longer");
-                    None
-                }
-            },
-            Ok(Err(error)) => {
-                tracing::debug!(%peer, %error, "TLS handshake failed");
-                None
-            }
-            Err(_elapsed) => {
-                tracing::debug!(%peer, "TLS handshake took too long");
-                None
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                // Most often no file descriptors are left; connections that end will free some.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-/// Polls `future` with one of `turns` in hand, and holds none in between.
-async fn in_turns<F: Future>(future: F, turns: Arc<Semaphore>) -> F::Output {
-    let mut future = Box::pin(future);
-    let mut turns = PollSemaphore::new(turns);
-    poll_fn(move |cx| {
-        let turn = ready!(turns.poll_acquire(cx));
-        let polled = future.as_mut().poll(cx);
-        drop(turn);
-        polled
-    })
-    .await
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use futures_util::future::join_all;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_turn_is_not_held_while_somebody_is_waited_for() {
-        let turns = Arc::new(Semaphore::new(1));
-        let (started, go) = (AtomicUsize::new(0), Semaphore::new(0));
-        let waits = || async {
-            started.fetch_add(1, Ordering::Relaxed);
-            drop(go.acquire().await.unwrap());
-        };
-        let all = join_all((0..10).map(|_| in_turns(waits(), turns.clone())));
-        let watch = async {
-            while started.load(Ordering::Relaxed) < 10 {
-                tokio::task::yield_now().await;
-            }
-            assert_eq!(turns.available_permits(), 1, "all wait, and none holds it");
-            go.add_permits(1);
-        };
-        tokio::join!(all, watch);
+async fn handshake(tls: &Reloadable, stream: TcpStream) -> io::Result<Stream> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    // What a peer does not read stays with us: in the kernel little, beyond what is on its way.
+    socket.set_tcp_notsent_lowat(UNSENT)?;
+    let tls = tls.tls();
+    if tls.pace.is_some() {
+        // And of what a paced peer sends, it takes little that is not read yet.
+        socket.set_recv_buffer_size(UNREAD)?;
     }
+    // Until it says something, a connection costs a descriptor and no more.
+    stream.readable().await?;
+    let inbound = Inbound::new(stream);
+    let mut stream = TlsAcceptor::from(tls.config.clone())
+        .accept(inbound)
+        .await?;
+    let (inbound, connection) = stream.get_mut();
+    // Of a resumed session, the certificate may hold no longer.
+    tls.still_trusts(connection).map_err(io::Error::other)?;
+    match tls.pace {
+        Some(rate) => inbound.pace(rate),
+        None => inbound.free(),
+    }
+    Ok(stream)
 }

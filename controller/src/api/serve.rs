@@ -16,7 +16,10 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{tasks::Tasks, tls::TlsListener};
+use crate::{
+    tasks::Tasks,
+    tls::{self, TlsListener},
+};
 
 /// How many connections are open at once; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 8192;
@@ -93,7 +96,7 @@ pub async fn serve(mut accepting: Accepting, app: Router, tasks: Tasks) {
 }
 
 enum Stream {
-    Tls(Box<tokio_rustls::server::TlsStream<tokio::net::TcpStream>>),
+    Tls(Box<tls::Stream>),
     Plain(tokio::net::TcpStream),
     None,
 }

@@ -15,8 +15,6 @@ use longshore_protocol::{
     },
 };
 use rand::RngExt as _;
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -46,6 +44,7 @@ use crate::{
         devices::{self, Desired, Standing},
         fleets::FleetId,
     },
+    tls::Stream,
 };
 
 /// A frame that does not get through in this time ends the session: the device does not read.
@@ -101,7 +100,7 @@ pub(super) struct Session {
     fleet: FleetId,
     name: DeviceName,
     entry: Arc<hub::Session>,
-    socket: WebSocketStream<TlsStream<TcpStream>>,
+    socket: WebSocketStream<Stream>,
     machine: ControlSession,
     pace: Bucket,
     /// What the device should run, where that was not used yet.
@@ -115,7 +114,7 @@ impl Session {
         id: DeviceId,
         standing: Standing,
         pokes: Pokes,
-        socket: WebSocketStream<TlsStream<TcpStream>>,
+        socket: WebSocketStream<Stream>,
     ) -> Self {
         let entry = gateway.hub.connect(&id, pokes);
         Self {
