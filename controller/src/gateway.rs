@@ -10,6 +10,7 @@
 
 mod gather;
 mod lookups;
+pub mod outgoing;
 mod places;
 mod recorder;
 mod session;
@@ -43,9 +44,9 @@ use tokio_tungstenite::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use self::session::Session;
 pub(crate) use self::gather::AskError;
 pub use self::{lookups::Lookups, places::Places, recorder::Recorder};
+use self::{outgoing::Outgoing, session::Session};
 
 use crate::{
     ca::{Ca, identity_of},
@@ -86,6 +87,8 @@ pub struct Gateway {
     pub lookups: Arc<Lookups>,
     /// Where sessions read and encode.
     pub places: Places,
+    /// Memory for what is sent.
+    pub outgoing: Outgoing,
     /// Stores what devices say.
     pub recorder: Recorder,
     /// Checks device tokens.
@@ -148,11 +151,7 @@ impl Gateway {
         }
     }
 
-    async fn admit(
-        self: Arc<Self>,
-        stream: Stream,
-        peer: SocketAddr,
-    ) -> Option<Box<Session>> {
+    async fn admit(self: Arc<Self>, stream: Stream, peer: SocketAddr) -> Option<Box<Session>> {
         let identity = stream
             .get_ref()
             .1

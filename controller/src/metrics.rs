@@ -48,6 +48,12 @@ pub struct Metrics {
     pub handshakes_waiting: Gauge,
     /// Connections that were hung up on because too many handshakes were under way.
     pub handshakes_refused: Counter,
+    /// Frames that devices sent.
+    pub device_frames: Counter,
+    /// Memory set aside for what is being sent to devices, in bytes.
+    pub outgoing_bytes: Gauge,
+    /// Sessions that were ended because their device did not read and others needed the memory.
+    pub readers_cut_off: Counter,
     /// Deltas sent.
     pub deltas: Counter,
     /// Offers sent.
@@ -99,6 +105,9 @@ impl Default for Metrics {
             cache_misses: Counter::default(),
             handshakes_waiting: Gauge::default(),
             handshakes_refused: Counter::default(),
+            device_frames: Counter::default(),
+            outgoing_bytes: Gauge::default(),
+            readers_cut_off: Counter::default(),
             deltas: Counter::default(),
             offers: Counter::default(),
             manifest_bytes: Counter::default(),
@@ -170,6 +179,21 @@ impl Metrics {
             "handshakes_refused",
             "Connections that were hung up on because of too many handshakes",
             self.handshakes_refused.clone(),
+        );
+        registry.register(
+            "device_frames",
+            "Frames that devices sent",
+            self.device_frames.clone(),
+        );
+        registry.register(
+            "outgoing_bytes",
+            "Memory set aside for what is being sent to devices",
+            self.outgoing_bytes.clone(),
+        );
+        registry.register(
+            "readers_cut_off",
+            "Sessions ended because their device did not read and others needed the memory",
+            self.readers_cut_off.clone(),
         );
         registry.register("deltas", "Deltas sent to devices", self.deltas.clone());
         registry.register("offers", "Offers sent to devices", self.offers.clone());

@@ -31,7 +31,10 @@ use crate::{
     enrollment::{Enrollment, limits::Limits},
     files,
     fleets::Fleets,
-    gateway::{Gateway, Lookups, Places, Recorder},
+    gateway::{
+        Gateway, Lookups, Places, Recorder,
+        outgoing::{self, Outgoing},
+    },
     hosting::Hosting,
     hub::Hub,
     metrics::Metrics,
@@ -301,6 +304,7 @@ impl Serving {
             hub: hub.clone(),
             lookups: lookups.clone(),
             places: Places::default(),
+            outgoing: Outgoing::new(outgoing::Bounds::default(), metrics.clone()),
             recorder: Recorder::new(
                 replica.id,
                 store.clone(),

@@ -108,7 +108,7 @@ mod tests {
         DeviceId::from_random([n; 16])
     }
 
-    fn is_over(hold: &&Hold<'_>) -> bool {
+    fn is_over(hold: &Hold<'_>) -> bool {
         hold.over.is_cancelled()
     }
 
@@ -120,7 +120,7 @@ mod tests {
         let newer = held.hold(&tenant("one"), &device(1));
         drop(older);
         let newest = held.hold(&tenant("one"), &device(1));
-        assert!(is_over(&&newer) && !is_over(&&newest) && !is_over(&&other));
+        assert!(is_over(&newer) && !is_over(&newest) && !is_over(&other));
         drop((newer, newest));
         assert_eq!(held.calls().of.len(), 1);
     }
@@ -131,12 +131,12 @@ mod tests {
         let crowd: Vec<_> = (0..100)
             .map(|n| held.hold(&tenant("crowd"), &device(n)))
             .collect();
-        assert_eq!(crowd.iter().filter(is_over).count(), 90);
+        assert_eq!(crowd.iter().filter(|hold| is_over(hold)).count(), 90);
         let others: Vec<_> = (100..105)
             .map(|n| held.hold(&tenant("other"), &device(n)))
             .collect();
-        assert_eq!(crowd.iter().filter(is_over).count(), 95);
-        assert_eq!(others.iter().filter(is_over).count(), 0);
+        assert_eq!(crowd.iter().filter(|hold| is_over(hold)).count(), 95);
+        assert_eq!(others.iter().filter(|hold| is_over(hold)).count(), 0);
         drop((crowd, others));
         assert!(held.calls().of.is_empty() && held.crowd.len() == 0);
     }

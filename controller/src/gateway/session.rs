@@ -4,9 +4,9 @@ mod bounds;
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{SinkExt as _, StreamExt as _, future::OptionFuture};
 use longshore_protocol::{
-    DeviceId, DeviceName, Entry, Generation, Object,
+    DeviceId, DeviceName, Digest, Entry, Generation, Object,
     api::DeviceState,
     message::{ControlMessage, DeviceMessage, Held, RejectReason, objects_in_parts, patched},
     session::{
@@ -30,8 +30,8 @@ use tokio_tungstenite::{
 };
 use tracing::{Span, debug, info, info_span, warn};
 
-use self::bounds::{PACE, bound_report, cost, first_few};
-use super::{Gateway, gather::AskError};
+use self::bounds::{PACE, bound_report, cost, first_few, of_delta, of_list, of_portions};
+use super::{Gateway, gather::AskError, outgoing::Room};
 use crate::{
     ca::{Request, Signer as _},
     clock,
@@ -162,14 +162,19 @@ impl Session {
 
     async fn serve(&mut self) -> Result<End, End> {
         loop {
-            if let Some(pause) = self.pace.debt(PACE) {
-                tokio::time::sleep(pause).await;
-            }
+            let pause = self.pace.debt(PACE);
+            let next = async {
+                if let Some(pause) = pause {
+                    tokio::time::sleep(pause).await;
+                }
+                self.socket.next().await
+            };
             tokio::select! {
-                frame = self.socket.next() => {
+                frame = next => {
                     let Some(frame) = frame else { return Ok(End::Gone) };
                     let frame = frame?;
                     self.entry.heard();
+                    self.gateway.metrics.device_frames.inc();
                     self.pace.spend(PACE, cost(&frame));
                     match frame {
                         Message::Binary(bytes) => {
@@ -200,11 +205,13 @@ impl Session {
 
     /// Hands an event to the machine and carries out what it says, until nothing is left.
     async fn handle(&mut self, event: Event) -> Result<(), End> {
+        let gateway = self.gateway.clone();
+        let mut room = None;
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             let now = self.entry.now();
             for effect in self.machine.handle(event, now) {
-                if let Some(next) = self.carry_out(effect).await? {
+                if let Some(next) = self.carry_out(&gateway, effect, &mut room).await? {
                     events.push(next);
                 }
                 if events.len() > 1 {
@@ -217,7 +224,12 @@ impl Session {
         Ok(())
     }
 
-    async fn carry_out(&mut self, effect: Effect) -> Result<Option<Event>, End> {
+    async fn carry_out<'a>(
+        &mut self,
+        gateway: &'a Gateway,
+        effect: Effect,
+        room: &mut Option<Box<Room<'a>>>,
+    ) -> Result<Option<Event>, End> {
         match effect {
             Effect::Welcome => {
                 let heartbeat = self.gateway.heartbeat.as_millis();
@@ -227,12 +239,15 @@ impl Session {
                 })
                 .await?;
             }
-            Effect::LoadDesired => return Ok(Some(Event::Desired(self.load_desired().await?))),
+            Effect::LoadDesired => {
+                let desired = self.load_desired(gateway, room).await?;
+                return Ok(Some(Event::Desired(desired)));
+            }
             Effect::Send(message) => {
                 if matches!(message, ControlMessage::Offer { .. }) {
                     self.gateway.metrics.offers.inc();
                 }
-                self.send_manifests(message.encode()).await?;
+                self.send_manifests(message.encode(), room).await?;
             }
             Effect::SendDelta {
                 generation,
@@ -242,6 +257,9 @@ impl Session {
                 delta,
                 previous,
             } => {
+                *room = None;
+                let size = of_delta(&delta, &previous);
+                *room = gateway.outgoing.take(&self.fleet.tenant, size).await;
                 let frame = {
                     let _place = self.gateway.places.take(&self.fleet.tenant).await;
                     let objects = self.objects(&delta.upserts).await?;
@@ -259,21 +277,13 @@ impl Session {
                     .encode()
                 };
                 self.gateway.metrics.deltas.inc();
-                self.send_manifests(frame).await?;
+                if let Some(room) = room {
+                    room.shrink_to(frame.len());
+                }
+                self.send_manifests(frame, room).await?;
             }
             Effect::SendObjects { target, entries } => {
-                let mut entries = entries.as_slice();
-                while !entries.is_empty() {
-                    let (some, rest) = entries.split_at(first_few(entries));
-                    entries = rest;
-                    let messages = {
-                        let _place = self.gateway.places.take(&self.fleet.tenant).await;
-                        objects_in_parts(target, &self.objects(some).await?)
-                    };
-                    for message in messages {
-                        self.send_manifests(message.encode()).await?;
-                    }
-                }
+                self.send_objects(gateway, target, &entries, room).await?;
             }
             Effect::RecordHello(hello) => {
                 let facts =
@@ -311,8 +321,37 @@ impl Session {
         Ok(None)
     }
 
+    /// Sends these objects of an offered set in portions.
+    async fn send_objects<'a>(
+        &mut self,
+        gateway: &'a Gateway,
+        target: Digest,
+        mut entries: &[Entry],
+        room: &mut Option<Box<Room<'a>>>,
+    ) -> Result<(), End> {
+        *room = None;
+        let size = of_portions(entries);
+        *room = gateway.outgoing.take(&self.fleet.tenant, size).await;
+        while !entries.is_empty() {
+            let (some, rest) = entries.split_at(first_few(entries));
+            entries = rest;
+            let messages = {
+                let _place = gateway.places.take(&self.fleet.tenant).await;
+                objects_in_parts(target, &self.objects(some).await?)
+            };
+            for message in messages {
+                self.send_manifests(message.encode(), room).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// What the device should run. What was looked up before serves once: whoever changes it pokes.
-    async fn load_desired(&mut self) -> Result<Option<control::Desired>, End> {
+    async fn load_desired<'a>(
+        &mut self,
+        gateway: &'a Gateway,
+        room: &mut Option<Box<Room<'a>>>,
+    ) -> Result<Option<control::Desired>, End> {
         let desired = match self.looked_up.take() {
             Some(LookedUp(desired)) => desired,
             None => self
@@ -333,6 +372,11 @@ impl Session {
         let target = desired.target.digest;
         let wanted = [Some(target), held.map(|held| held.digest)];
         let tenant = &self.fleet.tenant;
+        *room = None;
+        *room = gateway
+            .outgoing
+            .take(tenant, of_list(desired.objects))
+            .await;
         let sets = {
             let _place = self.gateway.places.take(tenant).await;
             let digests = wanted.into_iter().flatten();
@@ -420,19 +464,28 @@ impl Session {
         }
     }
 
-    async fn send_manifests(&mut self, message: Vec<u8>) -> Result<(), End> {
+    async fn send_manifests(
+        &mut self,
+        message: Vec<u8>,
+        room: &mut Option<Box<Room<'_>>>,
+    ) -> Result<(), End> {
         self.gateway
             .metrics
             .manifest_bytes
             .inc_by(message.len() as u64);
-        self.send_bytes(message).await
+        self.send_bytes(message, room).await
     }
 
     async fn send(&mut self, message: &ControlMessage) -> Result<(), End> {
-        self.send_bytes(message.encode()).await
+        self.send_bytes(message.encode(), &mut None).await
     }
 
-    async fn send_bytes(&mut self, message: Vec<u8>) -> Result<(), End> {
+    async fn send_bytes(
+        &mut self,
+        message: Vec<u8>,
+        room: &mut Option<Box<Room<'_>>>,
+    ) -> Result<(), End> {
+        let needed = OptionFuture::from(room.as_ref().map(|room| room.over()));
         let send = async {
             let mut rest = Bytes::from(message);
             let mut opcode = Data::Binary;
@@ -440,15 +493,20 @@ impl Session {
                 let piece = rest.split_to(rest.len().min(FRAGMENT));
                 let frame = Frame::message(piece, OpCode::Data(opcode), rest.is_empty());
                 self.socket.send(Message::Frame(frame)).await?;
+                if let Some(room) = room {
+                    room.progressed();
+                }
                 if rest.is_empty() {
                     return Ok(());
                 }
                 opcode = Data::Continue;
             }
         };
-        tokio::time::timeout(SEND_DEADLINE, send)
-            .await
-            .map_err(|_elapsed| End::Stuck)?
+        tokio::select! {
+            done = tokio::time::timeout(SEND_DEADLINE, send) => done.map_err(|_elapsed| End::Stuck)?,
+            // Others wait for the memory.
+            Some(()) = needed => Err(End::Stuck),
+        }
     }
 
     async fn say_goodbye(&mut self, end: &End) {

@@ -1,3 +1,7 @@
-//! What the gateway does with the store.
+//! What the gateway does with the store and with devices.
 
+mod floods;
 mod recorder;
+mod slow_readers;
+mod storms;
+mod world;

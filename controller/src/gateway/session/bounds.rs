@@ -1,6 +1,6 @@
 //! How much a device may say, and how much it is sent at once.
 
-use longshore_protocol::{Entry, message::StatusReport};
+use longshore_protocol::{Delta, Entry, message::StatusReport};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::rate::Rate;
@@ -12,6 +12,8 @@ pub(super) const MAX_CONDITION_TEXT: usize = 2000;
 const MAX_REPORT_TEXT: usize = 16 * 1024;
 /// How many bytes of bodies are read and sent at a time.
 const BODIES_AT_ONCE: u64 = 64 * 1024;
+/// What an entry of a list takes in memory, in bytes: names, a digest, and what they are kept in.
+const ENTRY: usize = 256;
 /// How many frames a device may send; one of many bytes counts as many. Whoever sends more is read later.
 pub(super) const PACE: Rate = Rate {
     burst: 200.0,
@@ -33,6 +35,34 @@ pub(super) fn first_few(entries: &[Entry]) -> usize {
         size <= BODIES_AT_ONCE
     });
     fits.count().max(1).min(entries.len())
+}
+
+/// What a list of so many objects takes in memory, in bytes.
+pub(super) fn of_list(objects: u64) -> usize {
+    usize::try_from(objects)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(ENTRY)
+}
+
+/// What a delta takes while it is made, in bytes.
+pub(super) fn of_delta(delta: &Delta, previous: &[Entry]) -> usize {
+    let lists = ENTRY * (delta.upserts.len() + delta.removals.len() + previous.len());
+    lists.saturating_add(of_bodies(&delta.upserts))
+}
+
+/// What these objects take while they are sent in portions, in bytes.
+pub(super) fn of_portions(entries: &[Entry]) -> usize {
+    let largest = entries.iter().map(|entry| entry.size).max();
+    let portion = of_bodies(entries).min(size(largest.unwrap_or_default().max(BODIES_AT_ONCE)));
+    (ENTRY * entries.len()).saturating_add(portion)
+}
+
+fn of_bodies(entries: &[Entry]) -> usize {
+    size(entries.iter().map(|entry| entry.size).sum())
+}
+
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 /// A device's words are stored; keep them short.
