@@ -16,7 +16,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use longshore_protocol::{ConditionStatus, DeviceName, api::DeviceState};
+use longshore_protocol::{ConditionStatus, DeviceName};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, watch},
@@ -32,7 +32,7 @@ use crate::{
     source::Observation,
     store::{
         Store, StoreError,
-        devices::{self, DeviceView},
+        devices::{self, Spread},
         fleets::{self, FleetId, FleetStatus},
     },
 };
@@ -49,7 +49,7 @@ const MAX_PAUSE: Duration = Duration::from_hours(6);
 /// The longest pause between two tries of a forge that does not answer.
 const MAX_BACKOFF: Duration = Duration::from_mins(5);
 /// How many failing devices a status names.
-const MAX_NAMES: usize = 3;
+const MAX_NAMES: u32 = 3;
 
 /// Why a status was not told.
 #[derive(Debug, thiserror::Error)]
@@ -124,12 +124,8 @@ impl Told {
 struct Progress {
     /// Why nobody gets anything of it, where the fleet cannot be read.
     unreadable: Option<String>,
-    /// How many devices it is for.
-    devices: usize,
-    /// How many of them run it.
-    in_sync: usize,
-    /// Those that fail to.
-    failing: Vec<DeviceName>,
+    /// How far the devices are.
+    spread: Spread,
     /// Whether what every device is to run is known and planned.
     planned: bool,
     /// How many removals wait for an operator.
@@ -189,14 +185,14 @@ impl CommitStatuses {
         let Some(fleet) = fleets::find(&mut db, &self.fleet).await? else {
             return Ok(None);
         };
-        let devices = devices::list(&mut db, &self.fleet).await?;
+        let spread = devices::spread(&mut db, &self.fleet, MAX_NAMES).await?;
         let told = fleets::reported(&mut db, &self.fleet).await?;
         drop(db);
         let told: Option<Told> = told.and_then(|told| serde_json::from_str(&told).ok());
         if let Some(told) = told.as_ref().filter(|told| told.commit != commit) {
             self.supersede(told, &commit).await?;
         }
-        let (state, description) = Progress::of(&commit, &fleet.status, &devices).describe();
+        let (state, description) = Progress::of(&commit, &fleet.status, spread).describe();
         if told
             .as_ref()
             .is_some_and(|told| told.says(&commit, state, &description))
@@ -271,26 +267,16 @@ impl CommitStatuses {
 }
 
 impl Progress {
-    fn of(commit: &str, fleet: &FleetStatus, devices: &[DeviceView]) -> Self {
+    fn of(commit: &str, fleet: &FleetStatus, spread: Spread) -> Self {
         let in_force = fleet.revision.as_deref() == Some(commit);
         let condition = |kind: &str| fleet.conditions.iter().find(|it| it.kind == kind);
         let unreadable = condition("FleetValid")
             .filter(|it| in_force && it.reason == "Unreadable")
             .map(|it| it.message.clone());
         let planned = condition("Planned").is_some_and(|it| it.status == ConditionStatus::True);
-        let active: Vec<_> = devices
-            .iter()
-            .filter(|view| view.device.state == DeviceState::Active)
-            .collect();
         Self {
             unreadable,
-            devices: active.len(),
-            in_sync: active.iter().filter(|view| view.in_sync()).count(),
-            failing: active
-                .iter()
-                .filter(|view| view.is_unbuilt() || view.is_failing() && !is_outdated(view))
-                .map(|view| view.device.name.clone())
-                .collect(),
+            spread,
             planned: in_force && planned,
             held: fleet.held.len(),
         }
@@ -304,36 +290,32 @@ impl Progress {
         if !self.planned {
             return (StatusState::Pending, "finding out what changes".to_owned());
         }
-        let devices = plural(self.devices);
+        let Spread {
+            devices, in_sync, ..
+        } = self.spread;
+        let all = plural(devices);
         if let Some(names) = self.names() {
-            let description = format!("{} of {devices} fail: {names}", self.failing.len());
+            let description = format!("{} of {all} fail: {names}", self.spread.failing);
             return (StatusState::Failure, description);
         }
         if self.held > 0 {
             let description = format!(
-                "{} of {devices}; {} removals wait to be confirmed",
-                self.in_sync, self.held
+                "{in_sync} of {all}; {} removals wait to be confirmed",
+                self.held
             );
             return (StatusState::Pending, description);
         }
-        if self.in_sync < self.devices {
-            return (
-                StatusState::Pending,
-                format!("{} of {devices}", self.in_sync),
-            );
+        if in_sync < devices {
+            return (StatusState::Pending, format!("{in_sync} of {all}"));
         }
-        (StatusState::Success, devices)
+        (StatusState::Success, all)
     }
 
     /// The first few failing devices.
     fn names(&self) -> Option<String> {
-        let first: Vec<_> = self
-            .failing
-            .iter()
-            .take(MAX_NAMES)
-            .map(DeviceName::as_str)
-            .collect();
-        let others = self.failing.len().saturating_sub(MAX_NAMES);
+        let first = &self.spread.failing_first;
+        let others = self.spread.failing.saturating_sub(first.len() as u64);
+        let first: Vec<_> = first.iter().map(DeviceName::as_str).collect();
         match (first.is_empty(), others) {
             (true, _) => None,
             (false, 0) => Some(first.join(", ")),
@@ -342,15 +324,7 @@ impl Progress {
     }
 }
 
-/// Whether the last report is about an older desired state: it says nothing about the present one.
-fn is_outdated(view: &DeviceView) -> bool {
-    match (&view.desired, &view.observed) {
-        (Some(desired), Some(observed)) => observed.report.held != desired.target,
-        _ => false,
-    }
-}
-
-fn plural(devices: usize) -> String {
+fn plural(devices: u64) -> String {
     match devices {
         1 => "1 device".to_owned(),
         many => format!("{many} devices"),
@@ -361,10 +335,13 @@ fn plural(devices: usize) -> String {
 mod tests {
     use super::*;
 
-    fn progress(devices: usize, in_sync: usize) -> Progress {
+    fn progress(devices: u64, in_sync: u64) -> Progress {
         Progress {
-            devices,
-            in_sync,
+            spread: Spread {
+                devices,
+                in_sync,
+                ..Spread::default()
+            },
             planned: true,
             ..Progress::default()
         }
@@ -373,9 +350,12 @@ mod tests {
     #[test]
     fn a_rollout_in_words() {
         use StatusState::{Failure, Pending, Success};
-        let failing = |names: &[&str]| Progress {
-            failing: names.iter().map(|name| name.parse().unwrap()).collect(),
-            ..progress(412, 400)
+        let failing = |failing: u64, names: &[&str]| {
+            let mut progress = progress(412, 400);
+            progress.spread.failing = failing;
+            progress.spread.failing_first =
+                names.iter().map(|name| name.parse().unwrap()).collect();
+            progress
         };
         for (progress, state, description) in [
             (progress(412, 312), Pending, "312 of 412 devices"),
@@ -398,9 +378,13 @@ mod tests {
                 Pending,
                 "412 of 412 devices; 40 removals wait to be confirmed",
             ),
-            (failing(&["a", "b"]), Failure, "2 of 412 devices fail: a, b"),
             (
-                failing(&["a", "b", "c", "d", "e"]),
+                failing(2, &["a", "b"]),
+                Failure,
+                "2 of 412 devices fail: a, b",
+            ),
+            (
+                failing(5, &["a", "b", "c"]),
                 Failure,
                 "5 of 412 devices fail: a, b, c and 2 more",
             ),

@@ -212,12 +212,12 @@ impl Engine {
     /// The ids of the fleet's devices by key: a file may leave its device's id out.
     async fn ids(&self) -> Result<HashMap<Digest, DeviceId>, StoreError> {
         let mut db = self.store.read().await?;
-        let devices = devices::list(&mut db, &self.fleet).await?;
+        let members = devices::changed_since(&mut db, &self.fleet, None).await?;
         let lives = |state| matches!(state, DeviceState::Active | DeviceState::Pending);
-        Ok(devices
+        Ok(members
             .into_iter()
-            .filter(|view| lives(view.device.state))
-            .map(|view| (view.device.public_key, view.device.id))
+            .filter(|member| lives(member.state))
+            .map(|member| (member.public_key, member.id))
             .collect())
     }
 

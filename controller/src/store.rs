@@ -67,6 +67,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "replicas",
         include_str!("../migrations/0008_replicas.sql"),
     ),
+    (9, "counts", include_str!("../migrations/0009_counts.sql")),
 ];
 
 /// Which database answers.

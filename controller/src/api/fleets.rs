@@ -2,8 +2,9 @@
 
 use axum::{Json, extract::State as Extract, http::StatusCode};
 use longshore_fleet::RepoPath;
-use longshore_protocol::api::{
-    self, ConfirmRemovals, CreateFleet, CreatedFleet, DeviceCounts, DeviceState, List,
+use longshore_protocol::{
+    TenantName,
+    api::{self, ConfirmRemovals, CreateFleet, CreatedFleet, DeviceCounts, List},
 };
 use secrecy::ExposeSecret as _;
 use sqlx::AnyConnection;
@@ -32,10 +33,7 @@ pub(super) async fn list(
     InTenant { tenant, .. }: InTenant,
 ) -> Result<Json<List<api::Fleet>>, ApiError> {
     let mut db = api.store.read().await?;
-    let mut items = Vec::new();
-    for fleet in fleets::list(&mut db, &tenant).await? {
-        items.push(view(&api, &mut db, fleet).await?);
-    }
+    let items = views(&api, &mut db, &tenant).await?;
     Ok(Json(List { items }))
 }
 
@@ -77,9 +75,8 @@ pub(super) async fn create(
     db.commit().await?;
     api.fleets.follow(&fleet).await?;
     api.fleets.announce();
-    let mut db = api.store.read().await?;
     let created = CreatedFleet {
-        fleet: view(&api, &mut db, fleet).await?,
+        fleet: view(&api, fleet, DeviceCounts::default()),
         webhook_path: webhooks::path(&id),
         webhook_secret: webhook_secret.expose_secret().to_owned(),
     };
@@ -149,7 +146,8 @@ pub(super) async fn show(
     InFleet(fleet): InFleet,
 ) -> Result<Json<api::Fleet>, ApiError> {
     let mut db = api.store.read().await?;
-    Ok(Json(view(&api, &mut db, fleet).await?))
+    let devices = devices::counts(&mut db, &fleet.id).await?;
+    Ok(Json(view(&api, fleet, devices)))
 }
 
 pub(super) async fn remove(
@@ -157,11 +155,11 @@ pub(super) async fn remove(
     InFleet(fleet): InFleet,
 ) -> Result<StatusCode, ApiError> {
     let mut db = api.store.write().await?;
-    let gone: Vec<_> = devices::list(&mut db, &fleet.id).await?;
+    let gone = devices::ids(&mut db, &fleet.id).await?;
     fleets::delete(&mut db, &fleet.id).await?;
     db.commit().await?;
     api.fleets.leave(&fleet);
-    api.hub.poke(gone.iter().map(|view| &view.device.id));
+    api.hub.poke(&gone);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -213,40 +211,39 @@ pub(super) async fn revisions(
     Ok(Json(List { items }))
 }
 
-/// A fleet as the API shows it.
-pub(super) async fn view(
+/// The tenant's fleets as the API shows them. Two statements, however many there are.
+pub(super) async fn views(
     api: &Api,
     db: &mut AnyConnection,
-    fleet: Fleet,
-) -> Result<api::Fleet, StoreError> {
-    let mut counts = DeviceCounts::default();
-    for view in devices::list(db, &fleet.id).await? {
-        match view.device.state {
-            DeviceState::Pending => counts.pending += 1,
-            DeviceState::Active => counts.active += 1,
-            DeviceState::Rejected | DeviceState::Decommissioned => continue,
-        }
-        counts.total += 1;
-        counts.connected += u64::from(view.connection.connected);
-        counts.in_sync += u64::from(view.in_sync());
-        counts.failing += u64::from(view.is_failing());
-    }
+    tenant: &TenantName,
+) -> Result<Vec<api::Fleet>, StoreError> {
+    let fleets = fleets::list(&mut *db, tenant).await?;
+    let mut counts = devices::counts_by_fleet(db, tenant).await?;
+    let views = fleets.into_iter().map(|fleet| {
+        let devices = counts.remove(&fleet.id.name).unwrap_or_default();
+        view(api, fleet, devices)
+    });
+    Ok(views.collect())
+}
+
+/// A fleet as the API shows it.
+fn view(api: &Api, fleet: Fleet, devices: DeviceCounts) -> api::Fleet {
     let repo = if fleet.hosted {
         git::clone_url(&api.public_url, &fleet.id)
     } else {
         fleet.repo
     };
-    Ok(api::Fleet {
+    api::Fleet {
         name: fleet.id.name,
         repo,
         hosted: fleet.hosted,
         branch: fleet.branch,
         path: fleet.path,
         revision: fleet.status.revision,
-        devices: counts,
+        devices,
         conditions: fleet.status.conditions,
         problems: fleet.status.problems,
         held: fleet.status.held,
         created_at: fleet.created_at,
-    })
+    }
 }

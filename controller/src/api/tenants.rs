@@ -11,10 +11,7 @@ use super::{
 };
 use crate::{
     clock, secret,
-    store::{
-        fleets as fleet_store,
-        tenants::{self, Operator},
-    },
+    store::tenants::{self, Operator},
 };
 
 pub(super) async fn list(
@@ -59,14 +56,11 @@ pub(super) async fn status(
     InTenant { tenant, .. }: InTenant,
 ) -> Result<Json<Status>, ApiError> {
     let mut db = api.store.read().await?;
-    let mut views = Vec::new();
-    for fleet in fleet_store::list(&mut db, &tenant).await? {
-        views.push(fleets::view(&api, &mut db, fleet).await?);
-    }
+    let fleets = fleets::views(&api, &mut db, &tenant).await?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         renderer: api.renderer.clone(),
         store: api.store.engine().name().to_owned(),
-        fleets: views,
+        fleets,
     }))
 }

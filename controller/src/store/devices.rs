@@ -1,6 +1,7 @@
 //! Devices: what they are, with what they should run and what they report.
 
 mod connections;
+mod counts;
 mod describe;
 mod pending;
 mod roster;
@@ -19,6 +20,7 @@ use sqlx::{AnyConnection, FromRow};
 
 pub use self::{
     connections::{Coming, Connection, lagging_at, put_connections},
+    counts::{Spread, counts, counts_by_fleet, spread},
     describe::{Description, describe},
     pending::{
         Assignment, Waiting, assign, ended, of_enrollment, put_waiting, reject, set_branch_pushed,
@@ -98,9 +100,7 @@ impl DeviceView {
 
     /// Whether the device's overlay does not build.
     pub fn is_unbuilt(&self) -> bool {
-        self.device.conditions.iter().any(|it| {
-            it.kind == "Rendered" && it.status == ConditionStatus::False && it.reason != "Building"
-        })
+        is_unbuilt(&self.device.conditions)
     }
 
     /// Whether the device's overlay does not build, or its runtime does not take what was built.
@@ -108,6 +108,14 @@ impl DeviceView {
         let failed = |it: &Observed| it.report.phase == Phase::Failed;
         self.is_unbuilt() || self.observed.as_ref().is_some_and(failed)
     }
+}
+
+/// Whether these statements say that a device's overlay does not build. Whoever writes `devices.conditions` writes this
+/// to `devices.unbuilt`, where counts look.
+fn is_unbuilt(conditions: &[Condition]) -> bool {
+    conditions.iter().any(|it| {
+        it.kind == "Rendered" && it.status == ConditionStatus::False && it.reason != "Building"
+    })
 }
 
 #[derive(FromRow)]
@@ -190,8 +198,8 @@ pub async fn insert(db: &mut AnyConnection, device: &Device) -> Result<(), Store
     sqlx::query(
         "INSERT INTO devices (tenant, id, fleet, name, public_key, state, state_reason, token_id,
             enrollment_branch, enrollment_commit, branch_pushed, folder_to_delete, labels, facts, conditions, source_address,
-            created_at, changed)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+            created_at, changed, unbuilt)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
     )
     .bind(device.fleet.tenant.as_str())
     .bind(device.id.as_str())
@@ -211,6 +219,7 @@ pub async fn insert(db: &mut AnyConnection, device: &Device) -> Result<(), Store
     .bind(&device.source_address)
     .bind(signed(device.created_at))
     .bind(stamp)
+    .bind(i64::from(is_unbuilt(&device.conditions)))
     .execute(db)
     .await?;
     Ok(())
@@ -283,6 +292,17 @@ pub async fn list(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<DeviceV
             })
         })
         .collect()
+}
+
+/// The ids of all of the fleet's devices.
+pub async fn ids(db: &mut AnyConnection, fleet: &FleetId) -> Result<Vec<DeviceId>, StoreError> {
+    let rows: Vec<(String,)> =
+        sqlx::query_as("SELECT id FROM devices WHERE tenant = $1 AND fleet = $2")
+            .bind(fleet.tenant.as_str())
+            .bind(fleet.name.as_str())
+            .fetch_all(db)
+            .await?;
+    rows.iter().map(|(id,)| parse(id, "devices.id")).collect()
 }
 
 /// One device with its desired and observed state.

@@ -1,6 +1,7 @@
 //! What the store promises, written once and run on SQLite and on PostgreSQL.
 
 mod content;
+mod counts;
 pub mod database;
 mod devices;
 mod fleets;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use longshore_protocol::{Condition, DeviceId, DeviceName, TenantName};
 use sqlx::AnyConnection;
 
+use super::is_unbuilt;
 use crate::store::{
     StoreError,
     fleets::{self, FleetId},
@@ -38,10 +39,11 @@ pub async fn describe(
     in_chunks(
         db,
         descriptions,
-        6,
+        7,
         |rows| {
             format!(
-                "UPDATE devices SET labels = v.column4, conditions = v.column5, changed = v.column6
+                "UPDATE devices SET labels = v.column4, conditions = v.column5, changed = v.column6,
+                    unbuilt = v.column7
                  FROM (VALUES {rows}) AS v
                  WHERE devices.tenant = v.column1 AND devices.fleet = v.column2
                      AND devices.id = v.column3"
@@ -55,6 +57,7 @@ pub async fn describe(
                 .bind(json(&row.labels))
                 .bind(json(&row.conditions))
                 .bind(stamp)
+                .bind(i64::from(is_unbuilt(&row.conditions)))
         },
     )
     .await?;

@@ -6,7 +6,7 @@ use git2::Oid;
 use longshore_protocol::{Condition, DeviceId, DeviceName, Digest};
 use sqlx::AnyConnection;
 
-use super::{Device, Row};
+use super::{Device, Row, is_unbuilt};
 use crate::store::{
     ROWS_PER_STATEMENT, StoreError,
     fleets::{self, FleetId},
@@ -160,11 +160,11 @@ pub async fn put_waiting(
     in_chunks(
         db,
         waiting,
-        6,
+        7,
         |rows| {
             format!(
                 "UPDATE devices SET state_reason = v.column4, conditions = v.column5,
-                    changed = v.column6
+                    changed = v.column6, unbuilt = v.column7
                  FROM (VALUES {rows}) AS v
                  WHERE devices.tenant = v.column1 AND devices.fleet = v.column2
                      AND devices.id = v.column3 AND state = 'pending'"
@@ -178,6 +178,7 @@ pub async fn put_waiting(
                 .bind(row.reason.clone())
                 .bind(json(&row.conditions))
                 .bind(stamp)
+                .bind(i64::from(is_unbuilt(&row.conditions)))
         },
     )
     .await?;
@@ -201,7 +202,7 @@ pub async fn reject(
         |rows| {
             format!(
                 "UPDATE devices SET state = 'rejected', state_reason = v.column4, conditions = '[]',
-                    changed = v.column5
+                    changed = v.column5, unbuilt = 0
                  FROM (VALUES {rows}) AS v
                  WHERE devices.tenant = v.column1 AND devices.fleet = v.column2
                      AND devices.id = v.column3 AND state = 'pending'"
