@@ -70,27 +70,27 @@ pub async fn put_connections(
         },
     )
     .await?;
-    for chunk in went.chunks(super::super::ROWS_PER_STATEMENT) {
-        let sql = format!(
-            "UPDATE connections SET replica = NULL, seen_at = ${}
-             WHERE (tenant, device) IN (VALUES {}) AND replica = ${}",
-            2 * chunk.len() + 1,
-            super::placeholders(chunk.len(), 2),
-            2 * chunk.len() + 2,
-        );
-        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
-        for going in chunk {
-            query = query
-                .bind(going.tenant.as_str())
-                .bind(going.device.as_str());
-        }
-        let last = chunk.iter().map(|going| going.at).max().unwrap_or_default();
-        query
-            .bind(signed(last))
-            .bind(replica)
-            .execute(&mut *db)
-            .await?;
-    }
+    in_chunks(
+        db,
+        &went,
+        4,
+        |rows| {
+            format!(
+                "UPDATE connections SET replica = NULL, seen_at = v.column4
+                 FROM (VALUES {rows}) AS v
+                 WHERE connections.tenant = v.column1 AND connections.device = v.column2
+                     AND connections.replica = v.column3"
+            )
+        },
+        |query, going| {
+            query
+                .bind(going.tenant.to_string())
+                .bind(going.device.to_string())
+                .bind(replica)
+                .bind(signed(going.at))
+        },
+    )
+    .await?;
     Ok(())
 }
 
