@@ -9,6 +9,7 @@
     reason = "a helper of a test fails as loudly as the test"
 )]
 
+mod authority;
 mod enrollment;
 mod forge;
 mod gateway;
