@@ -40,6 +40,22 @@ use self::{cache::Cache, peers::Peers};
 /// How many rows one bulk statement writes: with at most sixteen columns, within both engines' limits.
 const ROWS_PER_STATEMENT: usize = 1000;
 
+/// How long to wait for a connection.
+const WAIT: Duration = Duration::from_secs(10);
+/// How long to wait in SQLite's line of writers.
+const WAIT_TO_WRITE: Duration = Duration::from_secs(30);
+
+const SQLITE: &[&str] = &[
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = NORMAL",
+    "PRAGMA busy_timeout = 20000",
+    "PRAGMA foreign_keys = ON",
+];
+const POSTGRES: &[&str] = &[
+    // A replica that stands still in a transaction must not keep its leases from others.
+    "SET idle_in_transaction_session_timeout = 10000",
+];
+
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "initial", include_str!("../migrations/0001_initial.sql")),
     (
@@ -146,7 +162,10 @@ impl From<sqlx::Error> for StoreError {
 /// A handle on the store; clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Store {
+    /// For reading; on PostgreSQL for writing, too.
     pool: AnyPool,
+    /// SQLite has one writer at a time, so there is one connection for it, and a line in front of it.
+    writer: Option<AnyPool>,
     engine: Engine,
     peers: Option<Arc<Peers>>,
     cache: Arc<Cache>,
@@ -176,47 +195,28 @@ impl Store {
             Some("postgres" | "postgresql") => Engine::Postgres,
             _ => return Err(StoreError::UnknownEngine),
         };
-        let pool = AnyPoolOptions::new()
-            .max_connections(match engine {
-                Engine::Sqlite => 4,
-                Engine::Postgres => 16,
-            })
-            .acquire_timeout(Duration::from_secs(10))
-            .after_connect(move |connection, _| {
-                Box::pin(async move {
-                    if engine == Engine::Sqlite {
-                        for pragma in [
-                            "PRAGMA journal_mode = WAL",
-                            "PRAGMA synchronous = NORMAL",
-                            "PRAGMA busy_timeout = 20000",
-                            "PRAGMA foreign_keys = ON",
-                        ] {
-                            sqlx::query(pragma).execute(&mut *connection).await?;
-                        }
-                    } else {
-                        // A replica that stands still in a transaction must not keep its leases from others.
-                        sqlx::query("SET idle_in_transaction_session_timeout = 10000")
-                            .execute(&mut *connection)
-                            .await?;
-                    }
-                    Ok(())
-                })
-            })
-            .connect(url)
-            .await
-            .map_err(StoreError::Database)?;
-        match migrator(engine).run(&pool).await {
-            Err(MigrateError::VersionMissing(version)) => Err(StoreError::NewerSchema { version }),
-            done => {
-                done?;
-                let peers = match engine {
-                    Engine::Sqlite => None,
-                    Engine::Postgres => Some(Arc::new(Peers::open(url)?)),
-                };
+        match engine {
+            Engine::Sqlite => {
+                let writer = connect(url, 1, WAIT_TO_WRITE, SQLITE).await?;
+                migrate(engine, &writer).await?;
+                let only_reads = [SQLITE, &["PRAGMA query_only = ON"]].concat();
+                let pool = connect(url, 4, WAIT, &only_reads).await?;
                 Ok(Self {
                     pool,
+                    writer: Some(writer),
                     engine,
-                    peers,
+                    peers: None,
+                    cache: Arc::default(),
+                })
+            }
+            Engine::Postgres => {
+                let pool = connect(url, 16, WAIT, POSTGRES).await?;
+                migrate(engine, &pool).await?;
+                Ok(Self {
+                    pool,
+                    writer: None,
+                    engine,
+                    peers: Some(Arc::new(Peers::open(url)?)),
                     cache: Arc::default(),
                 })
             }
@@ -243,12 +243,14 @@ impl Store {
         self.pool.acquire().await.map_err(StoreError::Database)
     }
 
-    /// A transaction that may write.
+    /// A transaction that may write. With SQLite, who asks first is let first, and whoever has one must not ask for
+    /// another before it has ended.
     pub async fn write(&self) -> Result<Transaction<'static, Any>, StoreError> {
-        match self.engine {
-            // SQLite has one writer; asking for it at once waits, asking in the middle would fail.
-            Engine::Sqlite => Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?),
-            Engine::Postgres => Ok(self.pool.begin().await?),
+        match &self.writer {
+            // Another process may read the file, or copy it: asking at once waits for that, asking in the middle
+            // would fail.
+            Some(writer) => Ok(writer.begin_with("BEGIN IMMEDIATE").await?),
+            None => Ok(self.pool.begin().await?),
         }
     }
 
@@ -258,6 +260,43 @@ impl Store {
             peers.close().await;
         }
         self.pool.close().await;
+        // The last one to close tidies the file up.
+        if let Some(writer) = &self.writer {
+            writer.close().await;
+        }
+    }
+}
+
+/// Connections to `url`, each prepared with these statements.
+async fn connect(
+    url: &str,
+    most: u32,
+    wait: Duration,
+    prepare: &[&'static str],
+) -> Result<AnyPool, StoreError> {
+    let prepare: Arc<[&'static str]> = prepare.into();
+    AnyPoolOptions::new()
+        .max_connections(most)
+        .acquire_timeout(wait)
+        .after_connect(move |connection, _| {
+            let prepare = prepare.clone();
+            Box::pin(async move {
+                for statement in &*prepare {
+                    sqlx::query(*statement).execute(&mut *connection).await?;
+                }
+                Ok(())
+            })
+        })
+        .connect(url)
+        .await
+        .map_err(StoreError::Database)
+}
+
+/// Brings the schema up to date.
+async fn migrate(engine: Engine, pool: &AnyPool) -> Result<(), StoreError> {
+    match migrator(engine).run(pool).await {
+        Err(MigrateError::VersionMissing(version)) => Err(StoreError::NewerSchema { version }),
+        done => Ok(done?),
     }
 }
 

@@ -162,8 +162,8 @@ impl Recorder {
         }
     }
 
-    /// Stores until nothing is left. After each transaction there is a rest as long as it took: SQLite has one
-    /// writer and no line, and others want to be it, too.
+    /// Stores until nothing is left. After each transaction there is a rest as long as it took: more gathers for the next
+    /// one, and others get to write in between.
     async fn drain(&self, end: &CancellationToken) {
         let mut pause = FIRST_PAUSE;
         loop {

@@ -14,6 +14,7 @@ pub mod samples;
 mod schema;
 mod tenants;
 mod tokens;
+mod writers;
 
 /// Makes a test of each of these contracts for each engine.
 macro_rules! contracts {
