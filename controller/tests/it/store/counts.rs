@@ -12,7 +12,7 @@ use longshore_controller::{
     },
 };
 use longshore_protocol::{
-    Condition, Generation,
+    Condition, DeviceName, Generation,
     api::{DeviceCounts, DeviceState},
     message::{Held, Phase, StatusReport},
 };
@@ -277,7 +277,7 @@ async fn only_the_first_that_fail_are_named(database: Database) {
     let names: Vec<_> = spread
         .failing_first
         .iter()
-        .map(|name| name.as_str())
+        .map(DeviceName::as_str)
         .collect();
     assert_eq!(names, ["device-4", "device-5"]);
     let other = devices::spread(&mut db, &fleet_id("one", "boats"), 2)

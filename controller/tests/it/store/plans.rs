@@ -87,7 +87,7 @@ impl<S: tracing::Subscriber> Layer<S> for Heard {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         match event.metadata().target() {
             "sqlx::query" => {
-                event.record(&mut Text(&["db.statement", "summary"], &self.statements))
+                event.record(&mut Text(&["db.statement", "summary"], &self.statements));
             }
             "sqlx::postgres::notice" => event.record(&mut Text(&["message"], &self.notices)),
             _ => {}
