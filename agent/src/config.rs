@@ -95,7 +95,8 @@ struct Given {
         value_name = "TOKEN"
     )]
     token: Option<SecretString>,
-    /// A file with the provisioning token.
+    /// A file with the provisioning token [default: `token` in the state directory, which the agent removes once
+    /// the device is enrolled].
     #[arg(
         long,
         global = true,

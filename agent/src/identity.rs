@@ -6,12 +6,13 @@
 //!   enrollment.json     0600   while enrolling: the key, and the device id and token once given
 //!   identity.json       0600   once enrolled: key, certificate chain, CA bundle, edge URL, device id and token
 //!   decommissioned.json 0600   after a decommission: when and why
+//!   token               0600   the provisioning token, where whoever installed the agent left it
 //!   ledger.<generation> 0600   see [`crate::ledger`]
 //! ```
 //!
 //! The key and its certificate stand in one file, so that a renewal switches both or neither. The provisioning
-//! token is never written; a decommission keeps its digest, so that the same token does not bring a device
-//! back unasked.
+//! token is never written, and removed once it has served; a decommission keeps its digest, so that the same
+//! token does not bring a device back unasked.
 
 pub mod certificate;
 pub mod key;
@@ -20,7 +21,7 @@ pub(crate) mod record;
 use std::{os::fd::OwnedFd, path::Path};
 
 use longshore_protocol::{DeviceId, DeviceName, Digest};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use url::Url;
 
@@ -33,6 +34,7 @@ const LOCK: &str = "lock";
 const ENROLLMENT: &str = "enrollment.json";
 const IDENTITY: &str = "identity.json";
 const DECOMMISSIONED: &str = "decommissioned.json";
+const TOKEN: &str = "token";
 const MOST_BYTES: u64 = 1024 * 1024;
 
 /// An enrolled device.
@@ -105,6 +107,9 @@ pub enum StateError {
         "another longshore-agent runs on {0}: stop it, or give this one a --state-dir of its own"
     )]
     Locked(String),
+    /// There is a token, and it cannot be read.
+    #[error("{0} cannot be read: it must be a file that belongs to the user who runs the agent")]
+    Token(String),
     /// A file is there and makes no sense.
     #[error("{path} is damaged ({why}): restore it, or remove it to enroll anew")]
     Damaged {
@@ -185,6 +190,36 @@ impl StateDir {
     /// Notes a decommission, before anything is removed: whoever starts next goes on with it.
     pub fn note_decommission(&self, note: &Decommissioned) -> Result<(), StateError> {
         Ok(self.write(DECOMMISSIONED, note)?)
+    }
+
+    /// The provisioning token that was left here for the agent.
+    pub fn token(&self) -> Result<Option<SecretString>, StateError> {
+        match self.folder.read(TOKEN, MOST_BYTES)? {
+            Found::Nothing => Ok(None),
+            Found::File { content, .. } => {
+                let token = SecretString::from(String::from_utf8_lossy(&content).into_owned());
+                let trimmed = token.expose_secret().trim();
+                Ok((!trimmed.is_empty()).then(|| trimmed.into()))
+            }
+            Found::Other => {
+                let path = self.folder.path().join(TOKEN);
+                Err(StateError::Token(path.display().to_string()))
+            }
+        }
+    }
+
+    /// Removes that token: it has served, and is nobody's to find. A disk that refuses this stops nobody.
+    pub fn remove_token(&self) {
+        match self.folder.remove(TOKEN) {
+            Ok(true) => tracing::info!("removed the provisioning token, which has served"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(
+                    error = crate::causes(&error),
+                    "the provisioning token cannot be removed"
+                );
+            }
+        }
     }
 
     /// Forgets key, certificate and tokens. The note of the decommission stays.
@@ -271,6 +306,22 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_token_that_was_left_here_is_read_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        assert!(state.token().unwrap().is_none());
+        std::fs::write(dir.path().join(TOKEN), "lst_a\n").unwrap();
+        assert_eq!(state.token().unwrap().unwrap().expose_secret(), "lst_a");
+        std::fs::write(dir.path().join(TOKEN), "\n").unwrap();
+        assert!(state.token().unwrap().is_none());
+        state.remove_token();
+        state.remove_token();
+        assert!(!dir.path().join(TOKEN).exists());
+        std::fs::create_dir(dir.path().join(TOKEN)).unwrap();
+        assert!(matches!(state.token(), Err(StateError::Token(_))));
     }
 
     #[test]

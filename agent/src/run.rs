@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     backoff::Backoff,
     clock,
-    config::{ConfigError, Settings, TokenSource},
+    config::{ConfigError, Settings},
     enroll::{self, Application, EnrollError},
     facts,
     files::FileError,
@@ -91,6 +91,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
             None => return Ok(()),
         },
     };
+    state.remove_token();
     let runtime = runtime::of(settings.runtime, identity.device_id.clone());
     let token = identity.token;
     match work(&state, &ledger, identity, runtime, &stop).await? {
@@ -117,8 +118,12 @@ async fn join(
     stop: &CancellationToken,
 ) -> Result<Option<Identity>, RunError> {
     let missing = ConfigError::Missing;
-    let token = settings.token.as_ref().map(TokenSource::read).transpose()?;
+    let token = match &settings.token {
+        Some(source) => Some(source.read()?),
+        None => state.token()?,
+    };
     if decommission::stands(state, token.as_ref())? {
+        state.remove_token();
         return Ok(None);
     }
     let token = token.ok_or(missing("--token or --token-file"))?;

@@ -194,6 +194,27 @@ async fn a_devices_life() {
 }
 
 #[tokio::test]
+async fn a_token_in_the_state_directory_serves_once() {
+    let pki = Arc::new(Pki::new());
+    let (server, edge) = controller(&pki).await;
+    let device = Device::new();
+    let token = device.state().join("token");
+    std::fs::create_dir(device.state()).unwrap();
+    std::fs::write(&token, "lst_one\n").unwrap();
+    let mut command = device.command(&[]);
+    command.args(["--server", server.url.as_str(), "--name", "till"]);
+    command.args(["--ca-fingerprint", &pki.fingerprint().to_string()]);
+    let child = command.spawn().unwrap();
+    let mut seen = edge.seen.clone();
+    until(&mut seen, "it connects", |seen| seen.hellos.len() == 1).await;
+    assert!(!token.exists(), "a token that has served is left behind");
+    signal(&child, Signal::TERM);
+    let (code, said) = ended(child).await;
+    assert_eq!(code, 0, "{said}");
+    assert!(!said.contains("lst_one"), "{said}");
+}
+
+#[tokio::test]
 async fn a_decommission_that_was_cut_short_is_finished() {
     let pki = Arc::new(Pki::new());
     let (server, edge) = controller(&pki).await;
