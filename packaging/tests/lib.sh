@@ -41,6 +41,9 @@ eventually() {
 }
 
 programs=$(realpath "${CARGO_TARGET_DIR:-target}")/debug
+# What scripts/bootstrap made of packaging/tests/python/requirements.txt.
+python_bin=$PWD/packaging/tests/python/.venv/bin
+export python_bin PYTHONDONTWRITEBYTECODE=1
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/longshore-packaging.XXXXXX")
 trap 'machine_stop; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT
