@@ -132,6 +132,32 @@ struct Given {
         value_name = "DIR"
     )]
     directory: Option<PathBuf>,
+    /// The kube runtime's kubeconfig [default: the pod's service account, $KUBECONFIG, ~/.kube/config, or the one
+    /// that MicroShift or k3s wrote on this machine].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_KUBECONFIG",
+        value_name = "FILE"
+    )]
+    kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig [default: its current one].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_CONTEXT",
+        value_name = "NAME"
+    )]
+    context: Option<String>,
+    /// Confines the kube runtime to this namespace: what belongs to the cluster or to another namespace is refused
+    /// [default: the whole cluster].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_NAMESPACE",
+        value_name = "NAMESPACE"
+    )]
+    namespace: Option<String>,
     /// How log lines look [default: auto, text on a terminal and JSON otherwise].
     #[arg(
         long,
@@ -157,6 +183,8 @@ enum RuntimeKind {
     /// A directory of manifests with a kustomization.yaml.
     #[default]
     Directory,
+    /// A Kubernetes API server: Kubernetes, MicroShift, OpenShift, k3s.
+    Kube,
 }
 
 /// What the process is to do.
@@ -194,6 +222,21 @@ pub struct Settings {
 pub enum RuntimeSettings {
     /// Write manifests to this directory.
     Directory(PathBuf),
+    /// Apply manifests to an API server.
+    Kube(KubeSettings),
+}
+
+/// The settings of the kube runtime.
+#[derive(Clone, Debug, Default)]
+pub struct KubeSettings {
+    /// The kubeconfig, where one is named.
+    pub kubeconfig: Option<PathBuf>,
+    /// Its context, where it is not the current one.
+    pub context: Option<String>,
+    /// The one namespace that may be used, where not all may.
+    pub namespace: Option<String>,
+    /// The state directory.
+    pub state: PathBuf,
 }
 
 /// Where the provisioning token comes from. The file is read only when the token is needed, so that it may

@@ -5,7 +5,10 @@ use std::io::{IsTerminal as _, Write as _};
 use longshore_protocol::DeviceName;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{
-    Layer as _, Registry, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    Layer as _, Registry,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
 use crate::identity::DeviceKey;
@@ -50,12 +53,21 @@ pub fn start(format: Format, filter: Targets) {
             .boxed()
     };
     if Registry::default()
-        .with(layer.with_filter(filter))
+        .with(layer.with_filter(without_repetition(filter)))
         .try_init()
         .is_err()
     {
         tracing::debug!("logging had been started before");
     }
+}
+
+/// What fails in the Kubernetes client, our own code tells once, and less often than the client does.
+fn without_repetition(filter: Targets) -> Targets {
+    const CLIENT: &str = "kube_client";
+    if filter.iter().any(|(target, _)| target.starts_with(CLIENT)) {
+        return filter;
+    }
+    filter.with_target(CLIENT, LevelFilter::OFF)
 }
 
 /// Shows the key that the approver is to compare: in JSON as a log line, else so that nobody overlooks it.

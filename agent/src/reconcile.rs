@@ -132,6 +132,9 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
             }
             Err(error) => {
                 self.failed(held, &error);
+                if error.is_partial() {
+                    self.look_at_health().await;
+                }
                 self.backoff.after_failure().max(self.timing.settle)
             }
         }
@@ -148,7 +151,12 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
         } else if cause == Cause::Timer {
             self.reporter.fails(DRIFTED, "InPlace", "");
         }
-        self.reporter.holds(APPLIED, "Applied", "");
+        let reason = if changes.waiting.is_empty() {
+            "Applied"
+        } else {
+            "Waiting"
+        };
+        self.reporter.holds(APPLIED, reason, changes.waits());
         self.reporter.phase(held, Phase::Applied);
     }
 

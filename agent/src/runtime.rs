@@ -10,13 +10,14 @@
 
 pub mod directory;
 pub mod health;
+pub mod kube;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use longshore_protocol::{DeviceId, Generation, session::Holding};
 
-use self::{directory::Directory, health::ObjectHealth};
+use self::{directory::Directory, health::ObjectHealth, kube::Kube};
 use crate::{config::RuntimeSettings, files::FileError};
 
 /// Something that runs manifest sets.
@@ -52,6 +53,7 @@ pub trait Runtime: Send + 'static {
 pub fn of(settings: RuntimeSettings, device: DeviceId) -> Box<dyn Runtime> {
     match settings {
         RuntimeSettings::Directory(path) => Box::new(Directory::new(path, device)),
+        RuntimeSettings::Kube(settings) => Box::new(Kube::new(settings, device)),
     }
 }
 
@@ -62,12 +64,23 @@ pub struct Changes {
     pub written: Vec<String>,
     /// What was removed.
     pub removed: Vec<String>,
+    /// What has to wait for others, and why: a deletion for its finalizers, say.
+    pub waiting: Vec<String>,
 }
 
 impl Changes {
     /// Whether the target was as it should be.
     pub fn is_empty(&self) -> bool {
         self.written.is_empty() && self.removed.is_empty()
+    }
+
+    /// What has to wait, in words, shortened where it is much.
+    pub fn waits(&self) -> String {
+        const SHOWN: usize = 5;
+        let more = self.waiting.len().saturating_sub(SHOWN);
+        let more = (more > 0).then(|| format!("and {more} more"));
+        let shown = self.waiting.iter().take(SHOWN).cloned();
+        shown.chain(more).collect::<Vec<_>>().join("; ")
     }
 
     /// In words, shortened where there are many.
@@ -84,6 +97,17 @@ impl Changes {
         let parts = [part("wrote", &self.written), part("removed", &self.removed)];
         parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
+}
+
+/// An object that is not applied, or not removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unapplied {
+    /// Which object, as its key prints.
+    pub object: String,
+    /// One `CamelCase` word.
+    pub reason: &'static str,
+    /// Why, for people.
+    pub message: String,
 }
 
 /// Why a holding is not applied. The reconciler tries again in all cases.
@@ -108,6 +132,12 @@ pub enum ApplyError {
     /// The set cannot be represented in the target.
     #[error("the set cannot be written: {0}")]
     Unrepresentable(String),
+    /// These objects are not applied; all others are.
+    #[error("{}", unapplied(.0))]
+    Objects(Vec<Unapplied>),
+    /// The target cannot be worked with at all.
+    #[error("{0}")]
+    Unavailable(String),
     /// A worker died.
     #[error("applying was cut short")]
     Interrupted,
@@ -126,8 +156,20 @@ impl ApplyError {
             Self::Foreign { .. } => "ForeignFile",
             Self::Conflict(_) => "GenerationConflict",
             Self::Unrepresentable(_) => "Unrepresentable",
+            Self::Objects(objects) => match objects.as_slice() {
+                [first, rest @ ..] if rest.iter().all(|it| it.reason == first.reason) => {
+                    first.reason
+                }
+                _ => "ObjectsFailed",
+            },
+            Self::Unavailable(_) => "RuntimeUnavailable",
             Self::Interrupted => "Interrupted",
         }
+    }
+
+    /// Whether what could be applied is, so that its health is worth a look.
+    pub fn is_partial(&self) -> bool {
+        matches!(self, Self::Objects(_))
     }
 
     /// The error and its cause, in one line.
@@ -137,4 +179,21 @@ impl ApplyError {
             other => other.to_string(),
         }
     }
+}
+
+/// Which objects are not applied, and why, in one line, shortened where there are many.
+fn unapplied(objects: &[Unapplied]) -> String {
+    const SHOWN: usize = 5;
+    let shown = objects.iter().take(SHOWN);
+    let mut parts: Vec<_> = shown
+        .map(|it| format!("{}: {}", it.object, it.message))
+        .collect();
+    if let Some(more @ 1..) = objects.len().checked_sub(SHOWN) {
+        parts.push(format!("and {more} more"));
+    }
+    let count = match objects.len() {
+        1 => "one object is not applied".to_owned(),
+        many => format!("{many} objects are not applied"),
+    };
+    format!("{count}; the rest is: {}", parts.join("; "))
 }

@@ -23,6 +23,7 @@ pub mod controller;
 pub mod edge;
 pub mod enroll;
 pub mod forge;
+pub mod kubernetes;
 pub mod metrics;
 pub mod pki;
 pub mod postgres;

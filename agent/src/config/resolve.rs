@@ -8,7 +8,7 @@ use serde::Serialize;
 use tracing_subscriber::filter::Targets;
 use url::Url;
 
-use super::{Given, RuntimeKind, RuntimeSettings, Settings, TokenSource};
+use super::{Given, KubeSettings, RuntimeKind, RuntimeSettings, Settings, TokenSource};
 use crate::{facts, logs::Format, tls::Trust};
 
 const DEFAULT_FILE: &str = "/etc/longshore/agent.toml";
@@ -68,6 +68,12 @@ struct Shown<'a> {
     state_dir: &'a Path,
     runtime: RuntimeKind,
     directory: &'a Path,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kubeconfig: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<&'a str>,
     log: &'a str,
     log_format: Format,
 }
@@ -115,16 +121,26 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
         state_dir: &state_dir,
         runtime,
         directory: &directory,
+        kubeconfig: given.kubeconfig.as_deref(),
+        context: given.context.as_deref(),
+        namespace: given.namespace.as_deref(),
         log,
         log_format,
     };
     // Paths that are not UTF-8 are the one thing that TOML cannot say.
     let shown = toml::to_string(&shown).unwrap_or_else(|error| format!("# {error}\n"));
+    let runtime = match runtime {
+        RuntimeKind::Directory => RuntimeSettings::Directory(directory),
+        RuntimeKind::Kube => RuntimeSettings::Kube(KubeSettings {
+            kubeconfig: given.kubeconfig,
+            context: given.context,
+            namespace: given.namespace,
+            state: state_dir.clone(),
+        }),
+    };
     let settings = Settings {
         state_dir,
-        runtime: match runtime {
-            RuntimeKind::Directory => RuntimeSettings::Directory(directory),
-        },
+        runtime,
         server: given.server,
         trust,
         token,
@@ -154,6 +170,9 @@ impl Given {
             state_dir: self.state_dir.or(below.state_dir),
             runtime: self.runtime.or(below.runtime),
             directory: self.directory.or(below.directory),
+            kubeconfig: self.kubeconfig.or(below.kubeconfig),
+            context: self.context.or(below.context),
+            namespace: self.namespace.or(below.namespace),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
         }
@@ -230,7 +249,9 @@ mod tests {
         let all = settings(&["--config", file, "--name", "flag", "--state-dir", "/s"]);
         assert_eq!(all.name.unwrap().as_str(), "flag");
         assert_eq!(all.server.unwrap().as_str(), "https://a:1/");
-        let RuntimeSettings::Directory(directory) = all.runtime;
+        let RuntimeSettings::Directory(directory) = all.runtime else {
+            panic!("{:?}", all.runtime)
+        };
         assert_eq!(directory, Path::new("/s/manifests"));
         let both = settings(&["--config", file, "--token-file", "/t"]);
         assert!(matches!(both.token, Some(TokenSource::File(_))));
@@ -242,6 +263,31 @@ mod tests {
             "{shown}"
         );
         toml::from_str::<Given>(&shown).unwrap();
+    }
+
+    #[test]
+    fn the_kube_runtime_has_settings_of_its_own() {
+        let args = [
+            "--runtime",
+            "kube",
+            "--state-dir",
+            "/s",
+            "--namespace",
+            "shop",
+        ];
+        let RuntimeSettings::Kube(kube) = settings(&args).runtime else {
+            panic!()
+        };
+        assert_eq!(kube.state, Path::new("/s"));
+        assert_eq!(kube.namespace.as_deref(), Some("shop"));
+        assert!(kube.kubeconfig.is_none() && kube.context.is_none());
+        let Task::Print(shown) = parse(&[&["config"], &args[..]].concat()).unwrap() else {
+            panic!()
+        };
+        assert!(
+            shown.contains("runtime = \"kube\"") && shown.contains("namespace = \"shop\""),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod fleet_faults;
 mod forge;
 mod hosting;
 mod journey;
+mod kubernetes;
 mod previews;
 mod removals;
 mod replicas;
