@@ -62,7 +62,7 @@ const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
 /// How many devices are served at once; further ones wait.
 const MAX_SESSIONS: usize = 50_000;
 /// The WebSocket library's default of 128 KiB per connection would be 1.3 GB for 10,000 devices.
-const BUFFER: usize = 1024;
+const BUFFER: usize = 512;
 
 /// How often the hub looks at all sessions, at most.
 const SWEEP: Duration = Duration::from_secs(5);

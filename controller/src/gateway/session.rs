@@ -152,7 +152,7 @@ impl Session {
                 warn!(error = %chain(&end), "the session was ended");
             }
         });
-        self.say_goodbye(&end).await;
+        Box::pin(self.say_goodbye(&end)).await;
     }
 
     /// Under which log lines stand. It is made when it is needed: ten thousand of them would be megabytes.
@@ -169,6 +169,7 @@ impl Session {
                 }
                 self.socket.next().await
             };
+            // What a busy session needs is in boxes, and an idle one holds nothing of it.
             tokio::select! {
                 frame = next => {
                     let Some(frame) = frame else { return Ok(End::Gone) };
@@ -177,13 +178,7 @@ impl Session {
                     self.gateway.metrics.device_frames.inc();
                     self.pace.spend(PACE, cost(&frame));
                     match frame {
-                        Message::Binary(bytes) => {
-                            let message = DeviceMessage::decode(&bytes)
-                                .map_err(|error| End::Protocol(error.to_string()))?;
-                            if let Some(message) = message {
-                                self.handle(Event::Message(message)).await?;
-                            }
-                        }
+                        Message::Binary(bytes) => Box::pin(self.receive(bytes)).await?,
                         Message::Close(_) => return Ok(End::Gone),
                         // The library answers pings; text is nothing that we know.
                         _ => {}
@@ -193,13 +188,19 @@ impl Session {
                     Signal::Stop => return Ok(End::Shutdown),
                     Signal::Replaced => return Ok(End::Replaced),
                     Signal::Silent => return Ok(End::Silent),
-                    Signal::Look => {
-                        self.look().await?;
-                        self.handle(Event::Poked).await?;
-                    }
-                    Signal::Tick => self.handle(Event::Tick).await?,
+                    Signal::Look => Box::pin(self.look()).await?,
+                    Signal::Tick => Box::pin(self.handle(Event::Tick)).await?,
                 },
             }
+        }
+    }
+
+    async fn receive(&mut self, frame: Bytes) -> Result<(), End> {
+        let message =
+            DeviceMessage::decode(&frame).map_err(|error| End::Protocol(error.to_string()))?;
+        match message {
+            Some(message) => self.handle(Event::Message(message)).await,
+            None => Ok(()),
         }
     }
 
@@ -423,7 +424,7 @@ impl Session {
             Some(standing) if standing.state == DeviceState::Active => {
                 (self.fleet, self.name) = (standing.fleet, standing.name);
                 self.looked_up = Some(LookedUp(standing.desired));
-                Ok(())
+                self.handle(Event::Poked).await
             }
             Some(standing) if standing.state == DeviceState::Decommissioned => {
                 self.send(&ControlMessage::Decommission {
