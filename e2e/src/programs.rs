@@ -7,6 +7,21 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+/// The installed program `name`, by its whole path, as found in `PATH`.
+///
+/// Whoever starts a program by its name and with another environment forks, and forking thousands of simulated devices
+/// takes a hundred milliseconds; a path can be started without.
+///
+/// # Errors
+/// Where it is not installed.
+pub fn installed(name: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .find(|program| program.is_file())
+        .with_context(|| format!("`{name}` is not installed; run `scripts/bootstrap`"))
+}
+
 /// The built program `name`: in the directory of the running executable, or above it, as Cargo lays them out.
 ///
 /// # Errors

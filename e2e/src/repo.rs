@@ -22,7 +22,7 @@ pub fn git<S: AsRef<OsStr>>(
     directory: &Path,
     arguments: impl IntoIterator<Item = S>,
 ) -> Result<String> {
-    let mut command = Command::new("git");
+    let mut command = Command::new(programs::installed("git")?);
     command.current_dir(directory).args(arguments);
     isolate(&mut command);
     let output = command.output().context("start git")?;

@@ -32,7 +32,7 @@ use super::{
     pushes::{Expected, Pushes},
     repo,
 };
-use crate::{process_group::Group, store::fleets::Fleet, tasks::Tasks};
+use crate::{process_group::Group, source::git, store::fleets::Fleet, tasks::Tasks};
 
 /// How much memory each of Git's processes may use, in bytes.
 const MEMORY: u64 = 1024 * 1024 * 1024;
@@ -217,7 +217,7 @@ impl Backend {
             ("pack.windowMemory", "64m".into()),
             ("core.bigFileThreshold", "16m".into()),
         ];
-        let mut command = Command::new("git");
+        let mut command = Command::new(git::program());
         isolate(&mut command, &self.home);
         command
             .arg("http-backend")

@@ -11,7 +11,7 @@ use tokio::{process::Command, sync::Semaphore, time::timeout};
 use tracing::{debug, warn};
 
 use super::backend;
-use crate::process_group::Group;
+use crate::{process_group::Group, source::git};
 
 const DEADLINE: Duration = Duration::from_mins(10);
 
@@ -44,7 +44,7 @@ impl Maintenance {
         let Ok(_place) = self.place.try_acquire() else {
             return;
         };
-        let mut command = Command::new("git");
+        let mut command = Command::new(git::program());
         backend::isolate(&mut command, &home);
         command
             .args(CONFIGURATION.iter().flat_map(|setting| ["-c", setting]))

@@ -4,9 +4,11 @@
 //! refs that it wants, and where they are what it has, that was all.
 
 use std::{
+    env,
     ffi::{OsStr, OsString},
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -27,6 +29,20 @@ pub(super) const DEADLINE: Duration = Duration::from_mins(2);
 const MAX_PACK: u64 = 4 * 1024 * 1024 * 1024;
 /// How much of what the program prints is kept.
 const MAX_OUTPUT: u64 = 64 * 1024;
+
+/// The `git` program, by its whole path where it is found.
+///
+/// A program that is started by its name with another environment has to be forked, and copying the page tables of a
+/// controller with ten thousand devices takes as long as a build; a path can be started without.
+pub fn program() -> &'static Path {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let found = env::split_paths(&path).map(|directory| directory.join("git"));
+        let mut found = found.filter(|program| program.is_file());
+        found.next().unwrap_or_else(|| "git".into())
+    });
+    &PROGRAM
+}
 
 /// Why a Git operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -154,7 +170,7 @@ pub async fn run<S: AsRef<OsStr>>(
         .first()
         .map(|it| it.to_string_lossy().into_owned())
         .unwrap_or_default();
-    let mut command = Command::new("git");
+    let mut command = Command::new(program());
     command.args([
         "-c",
         // What a crash loses here is fetched again.
@@ -183,7 +199,7 @@ pub async fn run<S: AsRef<OsStr>>(
         .args(&arguments)
         .current_dir(directory)
         .env_clear()
-        .envs(std::env::vars_os().filter(|(name, _)| {
+        .envs(env::vars_os().filter(|(name, _)| {
             let name = name.to_string_lossy();
             ["PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"].contains(&&*name)
                 || name == "SSH_AUTH_SOCK" && !is_isolated
@@ -251,7 +267,7 @@ fn authorities() -> impl Iterator<Item = (&'static str, OsString)> {
         ("GIT_SSL_CAPATH", "SSL_CERT_DIR"),
     ]
     .into_iter()
-    .filter_map(|(git, ours)| Some((git, std::env::var_os(ours)?)))
+    .filter_map(|(git, ours)| Some((git, env::var_os(ours)?)))
 }
 
 /// Why the program failed, by what it printed.

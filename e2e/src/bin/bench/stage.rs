@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use longshore_e2e::{Agent, World, api::FLEET, wait::PATIENCE, world::OWN};
+use longshore_e2e::{Agent, World, api::FLEET, programs, wait::PATIENCE, world::OWN};
 use longshore_protocol::api::Approval;
 
 use crate::report::milliseconds;
@@ -82,7 +82,7 @@ pub(crate) async fn arrives(agent: &Agent, text: &str) -> Result<()> {
 /// A plain `kustomize build` with the environment that the controller gives it, in milliseconds.
 pub(crate) fn build(world: &World, device: &str) -> Result<f64> {
     let overlay = world.repo.copy().path().join("devices").join(device);
-    let mut command = Command::new("kustomize");
+    let mut command = Command::new(programs::installed("kustomize")?);
     command
         .arg("build")
         .arg(overlay)

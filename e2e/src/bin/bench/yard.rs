@@ -17,6 +17,7 @@ use longshore_agent::sim::{
 use longshore_e2e::{
     World, WorldOptions,
     process::CpuTime,
+    programs,
     repo::git,
     simulated::{self, FleetOptions},
 };
@@ -307,7 +308,7 @@ impl Yard {
 
 /// A plain `kustomize build` with the environment that the controller gives it.
 fn kustomize_build(overlay: &std::path::Path) -> Result<()> {
-    let output = Command::new("kustomize")
+    let output = Command::new(programs::installed("kustomize")?)
         .arg("build")
         .arg(overlay)
         .env_clear()
