@@ -22,7 +22,6 @@ use super::{
     kinds::Resource,
     name::{DEFINITIONS, Name},
     problem,
-    prune::{self, Leaving, Removal},
     resolve::Wanted,
     seen::Seen,
     view::Known,
@@ -30,7 +29,7 @@ use super::{
 use crate::runtime::{ApplyError, Changes, Unapplied, health::Health};
 
 /// So many requests are under way at once.
-const AT_ONCE: usize = 4;
+pub(super) const AT_ONCE: usize = 4;
 /// How long definitions may take to be served. Objects of their kinds fail after that, until the next pass.
 const DEFINING: Duration = Duration::from_secs(15);
 
@@ -42,7 +41,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    fn waits(&mut self, name: &Name, what: &str) {
+    pub(super) fn waits(&mut self, name: &Name, what: &str) {
         self.changes.waiting.push(format!("{name} {what}"));
     }
 }
@@ -328,114 +327,19 @@ impl Cluster {
         Ok(defined)
     }
 
-    /// Removes these, those of one rank at once, the last rank first.
-    async fn prune(
-        &mut self,
-        mut leaving: Vec<(Name, Arc<Resource>)>,
-        report: &mut Report,
-    ) -> Result<(), ApplyError> {
-        leaving.sort_by(|(one, _), (other, _)| (other.rank(), other).cmp(&(one.rank(), one)));
-        let mut deletions = Vec::new();
-        for (name, resource) in leaving {
-            deletions.extend(self.consider(name, resource, report));
-        }
-        for rank in deletions.chunk_by(|one, other| one.name.rank() == other.name.rank()) {
-            let (api, device) = (self.api.clone(), self.device.clone());
-            let calls = rank.iter().map(|leaving| {
-                prune::remove(&api, &device, leaving)
-                    .map(move |removal| (leaving, removal))
-                    .boxed()
-            });
-            let calls: Vec<BoxFuture<'_, _>> = calls.collect();
-            let mut removals = stream::iter(calls).buffer_unordered(AT_ONCE);
-            while let Some((leaving, removal)) = removals.next().await {
-                self.removed(leaving, removal, report)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn consider(
-        &mut self,
-        name: Name,
-        resource: Arc<Resource>,
-        report: &mut Report,
-    ) -> Option<Leaving> {
-        match self.view.knows(&name.kind()) {
-            Known::Yes => {}
-            Known::No(why) => {
-                report.problems.push(problem::of(&name, "NotWatched", why));
-                return None;
-            }
-            Known::Unserved => {
-                self.kinds.forget(&resource.api_version());
-                self.forget(&name);
-                return None;
-            }
-        }
-        let Some(seen) = self.view.object(&name).cloned() else {
-            self.forget(&name);
-            return None;
-        };
-        if let Some(ending) = &seen.ending {
-            report.waits(&name, ending);
-            return None;
-        }
-        let record = self
-            .inventory
-            .records
-            .get(&name)
-            .cloned()
-            .unwrap_or_default();
-        Some(Leaving {
-            name,
-            record,
-            resource,
-            seen,
-        })
-    }
-
-    fn removed(
-        &mut self,
-        leaving: &Leaving,
-        removal: Removal,
-        report: &mut Report,
-    ) -> Result<(), ApplyError> {
-        let name = &leaving.name;
-        match removal {
-            Removal::Gone => {
-                self.view.remove(name);
-                self.forget(name);
-                report.changes.removed.push(name.to_string());
-            }
-            Removal::Left(why) => {
-                tracing::info!(object = %name, why, "left in place");
-                self.forget(name);
-            }
-            Removal::Ending(object) => {
-                report.changes.removed.push(name.to_string());
-                if let Some(Seen {
-                    ending: Some(ending),
-                    ..
-                }) = self.take(name, &leaving.resource, &object)
-                {
-                    report.waits(name, &ending);
-                }
-            }
-            Removal::Failed(problem) => report.problems.push(problem),
-            Removal::CutOff(why) => return Err(ApplyError::Unavailable(why)),
-        }
-        Ok(())
-    }
-
     /// Takes what the API server answered about an object.
-    fn take(&mut self, name: &Name, resource: &Resource, object: &Value) -> Option<Seen> {
+    pub(super) fn take(
+        &mut self,
+        name: &Name,
+        resource: &Resource,
+        object: &Value,
+    ) -> Option<Seen> {
         let (_, seen) = Seen::read(resource, object)?;
         self.view.put(name.clone(), seen.clone());
         Some(seen)
     }
 
-    fn forget(&mut self, name: &Name) {
+    pub(super) fn forget(&mut self, name: &Name) {
         self.unkept |= self.inventory.records.remove(name).is_some();
     }
 

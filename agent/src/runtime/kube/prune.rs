@@ -1,38 +1,42 @@
-//! Removes one object that left the set.
+//! Removes what left the set.
 //!
-//! It is deleted where it is this device's: it carries the label, the API server knows us as one of its managers,
+//! An object is deleted where it is this device's: it carries the label, the API server knows us as one of its managers,
 //! and it is the same object in the same version as when that was seen. What was there before us is given up and
 //! stays, without what only we had set.
 
 use std::sync::Arc;
 
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use longshore_protocol::DeviceId;
 use serde_json::{Value, json};
 
 use super::{
+    Cluster,
     api::{Api, CallError, Detail, Refusal},
     apply::unauthorized,
     inventory::Record,
     kinds::Resource,
     name::Name,
+    pass::{AT_ONCE, Report},
     problem,
     seen::Seen,
     status::text,
+    view::Known,
 };
-use crate::runtime::Unapplied;
+use crate::runtime::{ApplyError, Unapplied};
 
 /// One object to remove.
 #[derive(Clone, Debug)]
-pub(super) struct Leaving {
-    pub name: Name,
-    pub record: Record,
-    pub resource: Arc<Resource>,
-    pub seen: Seen,
+struct Leaving {
+    name: Name,
+    record: Record,
+    resource: Arc<Resource>,
+    seen: Seen,
 }
 
 /// What came of it.
 #[derive(Debug)]
-pub(super) enum Removal {
+enum Removal {
     /// It is gone.
     Gone,
     /// It is not ours to delete, or not any more. Stays as it is.
@@ -45,8 +49,110 @@ pub(super) enum Removal {
     CutOff(String),
 }
 
+impl Cluster {
+    /// Removes these, those of one rank at once, the last rank first.
+    pub(super) async fn prune(
+        &mut self,
+        mut leaving: Vec<(Name, Arc<Resource>)>,
+        report: &mut Report,
+    ) -> Result<(), ApplyError> {
+        leaving.sort_by(|(one, _), (other, _)| (other.rank(), other).cmp(&(one.rank(), one)));
+        let mut deletions = Vec::new();
+        for (name, resource) in leaving {
+            deletions.extend(self.consider(name, resource, report));
+        }
+        for rank in deletions.chunk_by(|one, other| one.name.rank() == other.name.rank()) {
+            let (api, device) = (self.api.clone(), self.device.clone());
+            let calls = rank.iter().map(|leaving| {
+                remove(&api, &device, leaving)
+                    .map(move |removal| (leaving, removal))
+                    .boxed()
+            });
+            let calls: Vec<BoxFuture<'_, _>> = calls.collect();
+            let mut removals = stream::iter(calls).buffer_unordered(AT_ONCE);
+            while let Some((leaving, removal)) = removals.next().await {
+                self.removed(leaving, removal, report)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn consider(
+        &mut self,
+        name: Name,
+        resource: Arc<Resource>,
+        report: &mut Report,
+    ) -> Option<Leaving> {
+        match self.view.knows(&name.kind()) {
+            Known::Yes => {}
+            Known::No(why) => {
+                report.problems.push(problem::of(&name, "NotWatched", why));
+                return None;
+            }
+            Known::Unserved => {
+                self.kinds.forget(&resource.api_version());
+                self.forget(&name);
+                return None;
+            }
+        }
+        let Some(seen) = self.view.object(&name).cloned() else {
+            self.forget(&name);
+            return None;
+        };
+        if let Some(ending) = &seen.ending {
+            report.waits(&name, ending);
+            return None;
+        }
+        let record = self
+            .inventory
+            .records
+            .get(&name)
+            .cloned()
+            .unwrap_or_default();
+        Some(Leaving {
+            name,
+            record,
+            resource,
+            seen,
+        })
+    }
+
+    fn removed(
+        &mut self,
+        leaving: &Leaving,
+        removal: Removal,
+        report: &mut Report,
+    ) -> Result<(), ApplyError> {
+        let name = &leaving.name;
+        match removal {
+            Removal::Gone => {
+                self.view.remove(name);
+                self.forget(name);
+                report.changes.removed.push(name.to_string());
+            }
+            Removal::Left(why) => {
+                tracing::info!(object = %name, why, "left in place");
+                self.forget(name);
+            }
+            Removal::Ending(object) => {
+                report.changes.removed.push(name.to_string());
+                if let Some(Seen {
+                    ending: Some(ending),
+                    ..
+                }) = self.take(name, &leaving.resource, &object)
+                {
+                    report.waits(name, &ending);
+                }
+            }
+            Removal::Failed(problem) => report.problems.push(problem),
+            Removal::CutOff(why) => return Err(ApplyError::Unavailable(why)),
+        }
+        Ok(())
+    }
+}
+
 /// Removes it.
-pub(super) async fn remove(api: &Api, device: &DeviceId, leaving: &Leaving) -> Removal {
+async fn remove(api: &Api, device: &DeviceId, leaving: &Leaving) -> Removal {
     let Leaving { name, resource, .. } = leaving;
     let path = resource.path_of(&name.namespace, &name.name);
     let mut seen = leaving.seen.clone();

@@ -2,10 +2,21 @@
 
 use std::time::Duration;
 
+use longshore_agent::{
+    backoff::Backoff,
+    clock,
+    reconcile::{Reconciler, Timing},
+    report::Reporter,
+};
+use longshore_protocol::ConditionStatus;
 use serde_json::json;
-use tokio::time::{self, Instant};
+use tokio::{
+    sync::watch,
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
 
-use super::{A_MOMENT, Site, config_map, deployment, failure, namespace, writes};
+use super::{A_MOMENT, Site, config_map, deployment, failure, namespace, till, writes};
 
 const PAGE: (&str, &str, &str) = ("configmaps", "shop", "page");
 
@@ -112,7 +123,7 @@ async fn fights_become_rarer_and_are_told() {
     ];
     site.apply(&set).await.unwrap();
     site.server.calls();
-    // When it was put right; each wait is twice as long as the one before.
+    // When it was put right; each wait is twice as long as the one before, from one second on. A pass takes a while.
     let mut repairs = Vec::new();
     let mut told = String::new();
     while repairs.len() < 4 {
@@ -128,7 +139,7 @@ async fn fights_become_rarer_and_are_told() {
         }
         told.push_str(&changes.waits());
     }
-    for (pair, least) in repairs.windows(2).zip([1000, 2000, 4000]) {
+    for (pair, least) in repairs.windows(2).zip([700, 1700, 3700]) {
         assert!(
             pair[1] - pair[0] >= Duration::from_millis(least),
             "{repairs:?}"
@@ -222,4 +233,59 @@ async fn what_another_devices_agent_applies_is_left_to_it() {
         (site.text("page").unwrap(), site.text("own").unwrap()),
         ("1".into(), "2".into())
     );
+}
+
+#[tokio::test]
+async fn the_agent_repairs_and_reports_on_its_own() {
+    let site = Site::start().await;
+    let reporter = Reporter::new(None, clock::system);
+    let mut report = reporter.follow();
+    let target = watch::Sender::new(None);
+    let never = Duration::from_hours(1);
+    let timing = Timing {
+        check: never,
+        settle: Duration::from_millis(20),
+        ..Timing::default()
+    };
+    let short = Duration::from_millis(50);
+    let backoff = Backoff::new(short, short, rand::make_rng());
+    let reconciler = Reconciler::new(
+        Box::new(site.kube),
+        target.subscribe(),
+        reporter,
+        timing,
+        backoff,
+    );
+    let stop = CancellationToken::new();
+    let reconciling = tokio::spawn(reconciler.run(stop.clone()));
+    let set = [namespace("shop"), config_map("page", "1")];
+    target.send_replace(Some(super::holding(1, &set)));
+    let mut says = async |kind: &str, status: ConditionStatus, words: &str| {
+        let said = report.wait_for(|report| {
+            let mut conditions = report.conditions.iter();
+            conditions
+                .any(|it| it.kind == kind && it.status == status && it.message.contains(words))
+        });
+        let said = time::timeout(longshore_e2e::wait::PATIENCE, said).await;
+        said.unwrap_or_else(|_| panic!("never: {kind} {words}"))
+            .unwrap();
+    };
+    says("Applied", ConditionStatus::True, "").await;
+    site.server.edit_as("kubectl-edit", PAGE, |object| {
+        object["data"]["text"] = "hacked".into();
+    });
+    says("Drifted", ConditionStatus::True, "ConfigMap shop/page").await;
+    site.server.set_status(
+        ("namespaces", "", "shop"),
+        json!({"phase": "Active", "conditions": [{"type": "Stalled", "status": "True", "message": "no disk"}]}),
+    );
+    says("Healthy", ConditionStatus::False, "no disk").await;
+    target.send_replace(Some(super::holding(
+        2,
+        &[namespace("shop"), config_map("lost", "1"), till("one")],
+    )));
+    says("Applied", ConditionStatus::False, "no kind `Till`").await;
+    assert_eq!(site.server.names("configmaps"), ["shop/lost"]);
+    stop.cancel();
+    reconciling.await.unwrap();
 }

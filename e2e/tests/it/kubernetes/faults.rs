@@ -1,6 +1,7 @@
 //! Kills, broken connections, API servers that restart, and versions that are forgotten.
 
 use longshore_agent::runtime::{Runtime as _, kube::Kube};
+use longshore_e2e::kubernetes::ApiServer;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::time;
@@ -113,11 +114,13 @@ async fn answers_that_are_lost_are_made_up_for() {
             }
             let second = [namespace("shop"), config_map("b", "2")];
             site.generation += 1;
-            site.pass_until("it is removed", &second, |site, _| {
-                site.text("a").is_none() && site.text("b").as_deref() == Some("2")
-            })
-            .await
-            .unwrap();
+            site.pass_until("it is removed", &second, |_, passed| passed.is_ok())
+                .await
+                .unwrap();
+            assert_eq!(
+                (site.text("a"), site.text("b").unwrap()),
+                (None, "2".into())
+            );
         }
     }
 }
@@ -216,6 +219,41 @@ async fn a_renewed_kubeconfig_is_read_again() {
     site.server.kubeconfig(site.dir.path());
     site.pass(&next).await.unwrap();
     assert_eq!(site.text("page").unwrap(), "2");
+}
+
+#[tokio::test]
+async fn api_servers_prove_who_they_are_and_know_the_agent_by_its_certificate() {
+    let mut site = Site::start().await;
+    site.server = ApiServer::start_with_tls().await;
+    site.server.kubeconfig(site.dir.path());
+    let set = [namespace("shop"), config_map("page", "1")];
+    site.apply(&set).await.unwrap();
+    assert_eq!(site.text("page").unwrap(), "1");
+    // Another one at its place, which another authority vouches for.
+    let other = ApiServer::start_with_tls().await;
+    let kubeconfig = std::fs::read_to_string(other.kubeconfig(site.dir.path())).unwrap();
+    let other_address = kubeconfig
+        .split("https://")
+        .nth(1)
+        .unwrap()
+        .split('"')
+        .next()
+        .unwrap();
+    let kubeconfig = std::fs::read_to_string(site.server.kubeconfig(site.dir.path())).unwrap();
+    let own_address = kubeconfig
+        .split("https://")
+        .nth(1)
+        .unwrap()
+        .split('"')
+        .next()
+        .unwrap();
+    let mixed = kubeconfig.replace(own_address, other_address);
+    std::fs::write(site.dir.path().join("kubeconfig"), mixed).unwrap();
+    site.restart();
+    let (reason, message) = failure(&site.apply(&set).await);
+    assert_eq!(reason, "RuntimeUnavailable");
+    assert!(message.contains("certificate"), "{message}");
+    assert!(other.names("configmaps").is_empty());
 }
 
 #[tokio::test]
