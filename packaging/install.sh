@@ -25,8 +25,11 @@ Where the device belongs; `longshore tokens create` prints these:
 
 What it runs its workloads with:
   --platform generic       the runtime that --setting says, as a user without privileges [default]
-  --platform microshift    manifests for MicroShift, in /etc/microshift/manifests.d/longshore
   --platform podman        containers, with Podman; runs as root
+  --platform microshift    MicroShift on this machine, by way of its API server
+  --platform k3s           k3s on this machine, by way of its API server
+  --platform microshift-manifests
+                           files in /etc/microshift/manifests.d/longshore, which MicroShift reads when it starts
 
   --no-start               install and configure, but leave the service as it is
   --uninstall              remove the agent. What it keeps, and what it applied, stays
@@ -104,7 +107,7 @@ parse() {
     # Settings are written as a whole; an upgrade, which says none, leaves them and the platform alone.
     [ -z "$server$pin$name$more" ] || platform=${platform:-generic}
     case $platform in
-    '' | generic | microshift | podman) ;;
+    '' | generic | podman | microshift | k3s | microshift-manifests) ;;
     *) wrong "there is no platform $platform" ;;
     esac
     [ "$action" = uninstall ] || [ "$purge" = no ] || wrong "--purge goes with --uninstall"
@@ -221,7 +224,11 @@ configure() {
         [ -z "$pin" ] || echo "ca-fingerprint = \"$pin\""
         [ -z "$name" ] || echo "name = \"$name\""
         case $platform in
-        microshift)
+        microshift | k3s)
+            echo 'runtime = "kube"'
+            echo "kubeconfig = \"/run/credentials/$UNIT/kubeconfig\""
+            ;;
+        microshift-manifests)
             echo 'runtime = "directory"'
             echo 'directory = "/etc/microshift/manifests.d/longshore"'
             ;;
