@@ -77,6 +77,8 @@ machine_boot() {
     pivot_root . run/before
     umount --lazy run/before
     rmdir run/before
+    # As systemd has it where it is not told that it runs in a container. Credentials of services need it.
+    mount --make-rshared /
     exec env --ignore-environment container=longshore "PATH=$machine_path" \
         /lib/systemd/systemd --log-target=console --show-status=no systemd.unit=basic.target
 }
