@@ -6,16 +6,23 @@
 use std::{
     collections::{BTreeMap, HashMap},
     hash::Hash,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    pin,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
-/// Who stays, by group.
-#[derive(Debug)]
-pub struct Crowd<G: Clone + Eq + Hash>(Mutex<Members<G>>);
+/// How often those who wait for room look whether somebody has to go.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Who stays, by group; clones are the same crowd.
+#[derive(Clone, Debug)]
+pub struct Crowd<G: Clone + Eq + Hash>(Arc<Mutex<Members<G>>>);
 
 #[derive(Debug)]
 struct Members<G> {
@@ -29,25 +36,25 @@ type Place = (Instant, u64);
 
 /// One of the crowd, until this is dropped.
 #[derive(Debug)]
-pub struct Member<'a, G: Clone + Eq + Hash> {
-    crowd: &'a Crowd<G>,
+pub struct Member<G: Clone + Eq + Hash> {
+    crowd: Crowd<G>,
     group: G,
     place: Place,
 }
 
 impl<G: Clone + Eq + Hash> Default for Crowd<G> {
     fn default() -> Self {
-        Self(Mutex::new(Members {
+        Self(Arc::new(Mutex::new(Members {
             count: 0,
             next: 0,
             groups: HashMap::new(),
-        }))
+        })))
     }
 }
 
 impl<G: Clone + Eq + Hash> Crowd<G> {
     /// Counts somebody as waiting, for `waited` already. `go` is cancelled when that one has to go.
-    pub fn enter(&self, group: G, waited: Duration, go: CancellationToken) -> Member<'_, G> {
+    pub fn enter(&self, group: G, waited: Duration, go: CancellationToken) -> Member<G> {
         let now = Instant::now();
         let since = now.checked_sub(waited).unwrap_or(now);
         let mut members = self.members();
@@ -58,7 +65,7 @@ impl<G: Clone + Eq + Hash> Crowd<G> {
         own.insert(place, go);
         drop(members);
         Member {
-            crowd: self,
+            crowd: self.clone(),
             group,
             place,
         }
@@ -127,16 +134,36 @@ impl<G: Eq + Hash> Members<G> {
     }
 }
 
-impl<G: Clone + Eq + Hash> Member<'_, G> {
+impl<G: Clone + Eq + Hash> Member<G> {
     /// For how long this one waits.
     pub fn waited(&self) -> Duration {
         self.place.0.elapsed()
     }
 }
 
-impl<G: Clone + Eq + Hash> Drop for Member<'_, G> {
+impl<G: Clone + Eq + Hash> Drop for Member<G> {
     fn drop(&mut self) {
         self.crowd.members().forget(&self.group, self.place);
+    }
+}
+
+/// Waits in line for so many permits of `room`. As long as there are not enough, `send_away` is called every now and
+/// then: it may make somebody give up theirs.
+pub async fn room(
+    room: Arc<Semaphore>,
+    permits: u32,
+    send_away: impl Fn(),
+) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = room.clone().try_acquire_many_owned(permits) {
+        return Some(permit);
+    }
+    let permit = room.acquire_many_owned(permits);
+    pin!(permit);
+    loop {
+        send_away();
+        if let Ok(permit) = timeout(LOOK_AGAIN, permit.as_mut()).await {
+            return permit.ok();
+        }
     }
 }
 
@@ -144,14 +171,14 @@ impl<G: Clone + Eq + Hash> Drop for Member<'_, G> {
 mod tests {
     use super::*;
 
-    type Waiting<'a> = (Member<'a, &'static str>, CancellationToken);
+    type Waiting = (Member<&'static str>, CancellationToken);
 
-    fn enter<'a>(crowd: &'a Crowd<&'static str>, group: &'static str) -> Waiting<'a> {
+    fn enter(crowd: &Crowd<&'static str>, group: &'static str) -> Waiting {
         let go = CancellationToken::new();
         (crowd.enter(group, Duration::ZERO, go.clone()), go)
     }
 
-    fn gone(waiting: &[Waiting<'_>]) -> Vec<bool> {
+    fn gone(waiting: &[Waiting]) -> Vec<bool> {
         waiting.iter().map(|(_, go)| go.is_cancelled()).collect()
     }
 

@@ -8,14 +8,16 @@
 //! active device; that is looked up at every connect, and a poke looks it up again, so a cut-off takes effect at
 //! once. One task per connection; a peer that does not read is cut off when its frame does not get through.
 
+pub mod admission;
 mod gather;
+mod incoming;
 mod lookups;
 pub mod outgoing;
 mod places;
 mod recorder;
 mod session;
 
-use std::{net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, Response, StatusCode,
@@ -25,15 +27,12 @@ use http::{
     },
 };
 use longshore_protocol::{
-    DeviceId,
+    DeviceId, TenantName,
     api::{DeviceState, EDGE_PATH, EnrollRejected, SUBPROTOCOL},
     message::MAX_DEVICE_FRAME,
 };
 use rand::RngExt as _;
-use tokio::{
-    sync::Semaphore,
-    time::{MissedTickBehavior, interval, timeout},
-};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::{
     WebSocketStream, accept_hdr_async_with_config,
     tungstenite::{
@@ -45,36 +44,69 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 pub(crate) use self::gather::AskError;
-pub use self::{lookups::Lookups, places::Places, recorder::Recorder};
-use self::{outgoing::Outgoing, session::Session};
+use self::{
+    admission::{Admission, Seat},
+    incoming::Counted,
+    outgoing::Outgoing,
+    session::{Session, TENANT_PACE},
+};
+pub use self::{incoming::Incoming, lookups::Lookups, places::Places, recorder::Recorder};
 
 use crate::{
-    ca::{Ca, identity_of},
+    ca::{Ca, DeviceIdentity, identity_of},
     error::chain,
     hub::Hub,
     metrics::Metrics,
+    rate::Buckets,
     secret::Keyring,
     store::{Store, devices::Standing},
     tls::{Stream, TlsListener},
 };
 
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
-/// How many devices are served at once; further ones wait.
-const MAX_SESSIONS: usize = 50_000;
 /// The WebSocket library's default of 128 KiB per connection would be 1.3 GB for 10,000 devices.
 const BUFFER: usize = 512;
 
+/// How long a device may be here and, as far as the store knows, elsewhere.
+const STRAY: Duration = Duration::from_secs(10);
 /// How often the hub looks at all sessions, at most.
 const SWEEP: Duration = Duration::from_secs(5);
 /// A device that is silent for this many heartbeats is gone.
 const MISSED_HEARTBEATS: u32 = 3;
 
-/// After how many seconds a device comes back that could not be looked up.
+/// After how many seconds a device comes back that could not be let in.
 const LATER: RangeInclusive<u64> = 2..=10;
 
-/// The device cannot be looked up now.
+/// The device cannot be let in now, for this reason.
 #[derive(Clone, Copy, Debug)]
-struct Later;
+struct Later(&'static str);
+
+impl Later {
+    fn refusal(&self) -> ErrorResponse {
+        let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, "unavailable", self.0);
+        // Each device gets another number, so that they do not come back together.
+        let seconds = rand::rng().random_range(LATER);
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        response
+    }
+}
+
+/// How much each tenant's devices may say together.
+#[derive(Debug)]
+pub struct Paces(Buckets<TenantName>);
+
+impl Default for Paces {
+    fn default() -> Self {
+        Self(Buckets::new(TENANT_PACE))
+    }
+}
+
+impl Paces {
+    /// Takes what was said, and says how long to wait before anything more is read.
+    fn spend(&self, tenant: &TenantName, cost: f64) -> Option<Duration> {
+        self.0.spend(tenant, cost)
+    }
+}
 
 /// Serves devices.
 #[derive(Debug)]
@@ -85,8 +117,14 @@ pub struct Gateway {
     pub hub: Arc<Hub>,
     /// Says how devices stand.
     pub lookups: Arc<Lookups>,
+    /// Says who may come in.
+    pub admission: Admission,
+    /// How much tenants' devices say.
+    pub paces: Paces,
     /// Where sessions read and encode.
     pub places: Places,
+    /// Memory for messages that come in parts.
+    pub incoming: Incoming,
     /// Memory for what is sent.
     pub outgoing: Outgoing,
     /// Stores what devices say.
@@ -113,6 +151,7 @@ impl Gateway {
         tokio::join!(
             serve,
             self.sweep(&ended),
+            self.call_strays(&ended),
             self.lookups.run(ended.clone()),
             self.recorder.run(ended.clone()),
         );
@@ -120,23 +159,55 @@ impl Gateway {
 
     async fn accept(self: &Arc<Self>, mut listener: TlsListener) {
         let sessions = TaskTracker::new();
-        let room = Arc::new(Semaphore::new(MAX_SESSIONS));
         while let Some((stream, peer)) = listener.next().await {
-            let Ok(permit) = room.clone().acquire_owned().await else {
-                return;
+            let Some(identity) = self.identity(&stream) else {
+                debug!(%peer, "a certificate of ours that is no device's");
+                continue;
+            };
+            if !self.admission.may_come(&identity.device) {
+                debug!(%peer, device = %identity.device, "the device comes too often");
+                continue;
+            }
+            let Some(place) = self.admission.place(&identity.tenant).await else {
+                break;
             };
             let gateway = self.clone();
             sessions.spawn(async move {
                 // What it takes to get in is forgotten before the session begins, which lasts.
-                if let Some(mut session) = Box::pin(gateway.admit(stream, peer)).await {
+                let admitted = Box::pin(gateway.admit(stream, identity)).await;
+                drop(place);
+                if let Some((mut session, seat)) = admitted {
                     session.run().await;
+                    drop(seat);
                 }
-                drop(permit);
             });
         }
         self.hub.stop();
         sessions.close();
         sessions.wait().await;
+    }
+
+    fn identity(&self, stream: &Stream) -> Option<DeviceIdentity> {
+        let chain = stream.get_ref().1.peer_certificates()?;
+        identity_of(chain.first()?, self.ca.trust_domain())
+    }
+
+    /// Lets devices come again that the store has elsewhere, every now and then. Only other replicas can bring that
+    /// about.
+    async fn call_strays(&self, ended: &CancellationToken) {
+        if self.store.peers().is_none() {
+            return ended.cancelled().await;
+        }
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(STRAY) => {}
+                () = ended.cancelled() => return,
+            }
+            match self.recorder.strays(STRAY).await {
+                Ok(strays) => self.hub.come_again(&strays),
+                Err(error) => debug!(error = %chain(&error), "strays cannot be looked for"),
+            }
+        }
     }
 
     /// Looks at all sessions every now and then, so that none of them needs a timer of its own.
@@ -151,36 +222,41 @@ impl Gateway {
         }
     }
 
-    async fn admit(self: Arc<Self>, stream: Stream, peer: SocketAddr) -> Option<Box<Session>> {
-        let identity = stream
-            .get_ref()
-            .1
-            .peer_certificates()
-            .and_then(|chain| identity_of(chain.first()?, self.ca.trust_domain()));
-        let Some(identity) = identity else {
-            debug!(%peer, "a certificate of ours that is no device's");
-            return None;
-        };
+    async fn admit(
+        self: Arc<Self>,
+        stream: Stream,
+        identity: DeviceIdentity,
+    ) -> Option<(Box<Session>, Seat)> {
         let (tenant, id) = (identity.tenant, identity.device);
         let pokes = self.hub.pokes();
         let standing = match self.lookups.standing(&id).await {
             Ok(standing) => Ok(standing.filter(|standing| standing.fleet.tenant == tenant)),
             Err(error) => {
                 warn!(%tenant, %id, error = %chain(&error), "the device cannot be looked up; it has to come back");
-                Err(Later)
+                Err(Later("the controller cannot look the device up now"))
             }
         };
-        let socket = self.upgrade(stream, &id, &standing).await?;
-        let standing = standing.ok()??;
-        Some(Box::new(Session::new(self, id, standing, pokes, socket)))
+        let seat = self.admission.seat(&tenant);
+        let seat = seat.ok_or(Later("there are too many devices"));
+        let stream = self.incoming.count(&tenant, stream);
+        let go = CancellationToken::new();
+        let socket = {
+            let _waiting = self.admission.wait_for(&tenant, go.clone());
+            let upgrade = Box::pin(self.upgrade(stream, &id, &standing, &seat));
+            go.run_until_cancelled(upgrade).await??
+        };
+        let (standing, seat) = (standing.ok()??, seat.ok()?);
+        let session = Session::new(self, id, standing, pokes, socket);
+        Some((Box::new(session), seat))
     }
 
     async fn upgrade(
         &self,
-        stream: Stream,
+        stream: Counted,
         id: &DeviceId,
         standing: &Result<Option<Standing>, Later>,
-    ) -> Option<WebSocketStream<Stream>> {
+        seat: &Result<Seat, Later>,
+    ) -> Option<WebSocketStream<Counted>> {
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER)
             .write_buffer_size(0)
@@ -193,6 +269,9 @@ impl Gateway {
         )]
         let check = |request: &Request, mut response: Upgrade| {
             admit(&self.keyring, id, standing, request)?;
+            if let Err(later) = seat {
+                return Err(later.refusal());
+            }
             let protocol = HeaderValue::from_static(SUBPROTOCOL);
             response
                 .headers_mut()
@@ -253,17 +332,7 @@ fn admit(
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
         .unwrap_or_default();
-    let Ok(standing) = standing else {
-        let mut later = refuse(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unavailable",
-            "the controller cannot look the device up now",
-        );
-        // Each device gets another number, so that they do not come back together.
-        let seconds = rand::rng().random_range(LATER);
-        later.headers_mut().insert(RETRY_AFTER, seconds.into());
-        return Err(later);
-    };
+    let standing = standing.as_ref().map_err(Later::refusal)?;
     let standing = standing
         .as_ref()
         .filter(|standing| keyring.is_device_token(id, standing.public_key, token));

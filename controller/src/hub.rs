@@ -29,6 +29,8 @@ pub enum Signal {
     Replaced,
     /// The device was not heard for too long.
     Silent,
+    /// The store says that the device is elsewhere: it has to come again.
+    Again,
     /// Look into the store.
     Look,
     /// Time passed, and the device owes an answer.
@@ -36,10 +38,11 @@ pub enum Signal {
 }
 
 impl Signal {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Stop,
         Self::Replaced,
         Self::Silent,
+        Self::Again,
         Self::Look,
         Self::Tick,
     ];
@@ -183,6 +186,25 @@ impl Hub {
         let current = sessions.by_device.get(device);
         if current.is_some_and(|current| Arc::ptr_eq(current, session)) {
             sessions.by_device.remove(device);
+        }
+    }
+
+    /// The devices that are connected here for so long or longer.
+    pub fn here_for(&self, duration: Duration) -> Vec<DeviceId> {
+        let sessions = self.sessions();
+        let here = sessions.by_device.iter();
+        here.filter(|(_, session)| session.started.elapsed() >= duration)
+            .map(|(device, _)| device.clone())
+            .collect()
+    }
+
+    /// Lets these devices come again, where they are connected here.
+    pub fn come_again<'a>(&self, devices: impl IntoIterator<Item = &'a DeviceId>) {
+        let sessions = self.sessions();
+        for device in devices {
+            if let Some(session) = sessions.by_device.get(device) {
+                session.tell(Signal::Again);
+            }
         }
     }
 

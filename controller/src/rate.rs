@@ -19,7 +19,7 @@ pub struct Rate {
     pub per_second: f64,
 }
 
-/// How many keys are remembered; past that, those whose bucket is full again are forgotten.
+/// How many keys are remembered unless somebody says otherwise.
 const MAX_BUCKETS: usize = 10_000;
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -60,6 +60,7 @@ impl Bucket {
 #[derive(Debug)]
 pub struct Buckets<K> {
     rate: Rate,
+    most: usize,
     state: Mutex<State<K>>,
 }
 
@@ -73,12 +74,18 @@ struct State<K> {
 impl<K: Hash + Eq> Buckets<K> {
     /// Full buckets for everybody.
     pub fn new(rate: Rate) -> Self {
+        Self::of(rate, MAX_BUCKETS)
+    }
+
+    /// The same for at most so many keys; past that, those whose bucket is full again are forgotten.
+    pub fn of(rate: Rate, most: usize) -> Self {
         let state = State {
             buckets: HashMap::new(),
             swept: None,
         };
         Self {
             rate,
+            most,
             state: Mutex::new(state),
         }
     }
@@ -89,12 +96,12 @@ impl<K: Hash + Eq> Buckets<K> {
         let rate = self.rate;
         let mut state = self.state();
         let State { buckets, swept } = &mut *state;
-        if buckets.len() >= MAX_BUCKETS && !buckets.contains_key(&key) {
+        if buckets.len() >= self.most && !buckets.contains_key(&key) {
             if swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP) {
                 buckets.retain(|_, bucket| rate.level(bucket, now) < rate.burst);
                 *swept = Some(now);
             }
-            if buckets.len() >= MAX_BUCKETS {
+            if buckets.len() >= self.most {
                 return Err(SWEEP);
             }
         }
@@ -102,6 +109,24 @@ impl<K: Hash + Eq> Buckets<K> {
         rate.wait(rate.level(bucket, now))?;
         bucket.spend(rate, 1.0);
         Ok(())
+    }
+
+    /// Takes what was done already, and says how long until it is there again, where it was not. Where there are too
+    /// many keys, nobody new is counted.
+    pub fn spend(&self, key: &K, cost: f64) -> Option<Duration>
+    where
+        K: Clone,
+    {
+        let mut state = self.state();
+        if !state.buckets.contains_key(key) {
+            if state.buckets.len() >= self.most {
+                return None;
+            }
+            state.buckets.insert(key.clone(), Bucket::full(self.rate));
+        }
+        let bucket = state.buckets.get_mut(key)?;
+        bucket.spend(self.rate, cost);
+        bucket.debt(self.rate)
     }
 
     /// Takes nothing; says how long to wait where there is nothing left.
@@ -200,6 +225,19 @@ mod tests {
         buckets.look(&1).unwrap();
         buckets.take(1).unwrap();
         buckets.take(1).unwrap_err();
+    }
+
+    /// Many who share a bucket take turns: together they keep its rate.
+    #[tokio::test(start_paused = true)]
+    async fn those_who_share_a_bucket_keep_its_rate_together() {
+        let buckets = Buckets::new(RATE);
+        let waits: Vec<_> = (0..60).map(|_| buckets.spend(&1, 1.0)).collect();
+        assert!(waits[..50].iter().all(Option::is_none));
+        for (n, wait) in waits[50..].iter().enumerate() {
+            let seconds = u64::try_from(n + 1).unwrap();
+            assert_eq!(*wait, Some(Duration::from_secs(seconds)));
+        }
+        assert_eq!(buckets.spend(&2, 1.0), None, "others are not affected");
     }
 
     #[tokio::test(start_paused = true)]

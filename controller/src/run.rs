@@ -32,7 +32,8 @@ use crate::{
     files,
     fleets::Fleets,
     gateway::{
-        Gateway, Lookups, Places, Recorder,
+        Gateway, Incoming, Lookups, Paces, Places, Recorder,
+        admission::{self, Admission},
         outgoing::{self, Outgoing},
     },
     hosting::Hosting,
@@ -303,7 +304,10 @@ impl Serving {
             store: store.clone(),
             hub: hub.clone(),
             lookups: lookups.clone(),
+            admission: Admission::new(admission::Bounds::default(), metrics.clone()),
+            paces: Paces::default(),
             places: Places::default(),
+            incoming: Incoming::default(),
             outgoing: Outgoing::new(outgoing::Bounds::default(), metrics.clone()),
             recorder: Recorder::new(
                 replica.id,

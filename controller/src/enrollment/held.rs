@@ -37,7 +37,7 @@ pub(super) struct Hold<'a> {
     device: DeviceId,
     number: u64,
     over: CancellationToken,
-    _member: Member<'a, TenantName>,
+    _member: Member<TenantName>,
 }
 
 impl Held {

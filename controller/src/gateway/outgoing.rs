@@ -7,15 +7,11 @@
 use std::{sync::Arc, time::Duration};
 
 use longshore_protocol::TenantName;
-use tokio::{
-    pin,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    crowd::{Crowd, Member},
+    crowd::{Crowd, Member, room},
     metrics::Metrics,
     shares::Shares,
 };
@@ -24,9 +20,6 @@ use crate::{
 const UNIT: usize = 1024;
 /// How much a session may send without asking, in bytes: most of what changes.
 const LITTLE: usize = 1024;
-/// Who waits looks this often whether somebody has to go.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
 /// How much there is, in bytes, and for how long a device may take nothing while somebody waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -68,7 +61,7 @@ pub(super) struct Room<'a> {
     tenant: TenantName,
     /// Cancelled when the session has to end for others.
     go: CancellationToken,
-    sender: Option<Member<'a, TenantName>>,
+    sender: Option<Member<TenantName>>,
     of_tenant: OwnedSemaphorePermit,
     of_all: OwnedSemaphorePermit,
 }
@@ -97,15 +90,19 @@ impl Outgoing {
             grace_for_others,
             ..
         } = self.bounds;
-        let own = self.tenants.get(tenant);
-        let of_tenant = self
-            .wait(own, units, || self.senders.send_away_of(tenant, grace))
-            .await?;
-        let of_all = self
-            .wait(self.all.clone(), units, || {
-                self.senders.send_away(tenant, grace, grace_for_others)
-            })
-            .await?;
+        let count = |sent_away: bool| {
+            if sent_away {
+                self.metrics.readers_cut_off.inc();
+            }
+        };
+        let of_tenant = room(self.tenants.get(tenant), units, || {
+            count(self.senders.send_away_of(tenant, grace));
+        })
+        .await?;
+        let of_all = room(self.all.clone(), units, || {
+            count(self.senders.send_away(tenant, grace, grace_for_others));
+        })
+        .await?;
         self.metrics.outgoing_bytes.inc_by(bytes_of(&of_all));
         let go = CancellationToken::new();
         let sender = self
@@ -119,26 +116,6 @@ impl Outgoing {
             of_tenant,
             of_all,
         }))
-    }
-
-    /// Waits in line; while nothing comes, has somebody sent away.
-    async fn wait(
-        &self,
-        semaphore: Arc<Semaphore>,
-        units: u32,
-        send_away: impl Fn() -> bool,
-    ) -> Option<OwnedSemaphorePermit> {
-        let permit = semaphore.acquire_many_owned(units);
-        pin!(permit);
-        loop {
-            if let Ok(permit) = timeout(LOOK_AGAIN, permit.as_mut()).await {
-                // Nobody closes it.
-                return permit.ok();
-            }
-            if send_away() {
-                self.metrics.readers_cut_off.inc();
-            }
-        }
     }
 }
 
@@ -190,6 +167,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::crowd::LOOK_AGAIN;
 
     const BOUNDS: Bounds = Bounds {
         all: 100 * UNIT,

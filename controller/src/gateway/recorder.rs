@@ -17,7 +17,7 @@
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -44,7 +44,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// What is to be stored of one device.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct News {
     fleet: FleetId,
     /// When it came or went last.
@@ -81,6 +81,8 @@ pub struct Recorder {
     metrics: Arc<Metrics>,
     progressed: Box<dyn Fn(&FleetId) + Send + Sync>,
     news: Mutex<Batch>,
+    /// What is being stored.
+    under_way: Mutex<Arc<Batch>>,
     wake: Notify,
 }
 
@@ -109,6 +111,7 @@ impl Recorder {
             metrics,
             progressed: Box::new(progressed),
             news: Mutex::default(),
+            under_way: Mutex::default(),
             wake: Notify::new(),
         }
     }
@@ -167,7 +170,7 @@ impl Recorder {
     async fn drain(&self, end: &CancellationToken) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let batch = std::mem::take(&mut *self.news());
+            let batch = self.take();
             if batch.is_empty() {
                 return;
             }
@@ -178,6 +181,7 @@ impl Recorder {
                         info!("the store takes what devices report again");
                         pause = FIRST_PAUSE;
                     }
+                    *self.under_way() = Arc::default();
                     self.metrics.flushes.inc();
                     self.metrics.flushed.inc_by(batch.len() as u64);
                     self.metrics
@@ -247,10 +251,45 @@ impl Recorder {
         Ok(())
     }
 
-    /// What could not be stored goes under what came since.
-    fn put_back(&self, batch: Batch) {
+    /// The devices that are connected here for so long, and of which the store says otherwise although nothing of
+    /// them is left to be stored. Another replica took them for its own: its clock is ahead, or what it stored was
+    /// late. What they report here is left out, until they come again.
+    pub async fn strays(&self, since: Duration) -> Result<Vec<DeviceId>, StoreError> {
+        let mut db = self.store.read().await?;
+        let known = devices::count_at(&mut db, &self.replica).await?;
+        if known >= self.hub.len() as u64 {
+            return Ok(Vec::new());
+        }
+        let mut here = self.hub.here_for(since);
+        {
+            let news = self.news();
+            let under_way = self.under_way();
+            here.retain(|device| !news.contains_key(device) && !under_way.contains_key(device));
+        }
+        let known = devices::connected_at(&mut db, &self.replica).await?;
+        here.retain(|device| !known.contains(device));
+        Ok(here)
+    }
+
+    /// What is to be stored now. Whoever holds the news sees it here or there.
+    fn take(&self) -> Arc<Batch> {
         let mut news = self.news();
-        for (device, older) in batch {
+        let batch = Arc::new(std::mem::take(&mut *news));
+        *self.under_way() = batch.clone();
+        batch
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, Arc<Batch>> {
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What could not be stored goes under what came since.
+    fn put_back(&self, batch: Arc<Batch>) {
+        let mut news = self.news();
+        *self.under_way() = Arc::default();
+        for (device, older) in Arc::unwrap_or_clone(batch) {
             match news.entry(device) {
                 Entry::Occupied(mut newer) => {
                     newer.get_mut().over(older);
@@ -262,7 +301,7 @@ impl Recorder {
         }
     }
 
-    fn news(&self) -> std::sync::MutexGuard<'_, Batch> {
+    fn news(&self) -> MutexGuard<'_, Batch> {
         self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

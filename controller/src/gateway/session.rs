@@ -15,6 +15,7 @@ use longshore_protocol::{
     },
 };
 use rand::RngExt as _;
+use tokio::time::Instant;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -30,8 +31,11 @@ use tokio_tungstenite::{
 };
 use tracing::{Span, debug, info, info_span, warn};
 
-use self::bounds::{PACE, bound_report, cost, first_few, of_delta, of_list, of_portions};
-use super::{Gateway, gather::AskError, outgoing::Room};
+pub(super) use self::bounds::TENANT_PACE;
+use self::bounds::{
+    PACE, PORTION, bound_report, cost, effort, first_few, of_delta, of_list, of_portions,
+};
+use super::{Gateway, gather::AskError, incoming::Counted, outgoing::Room};
 use crate::{
     ca::{Request, Signer as _},
     clock,
@@ -44,7 +48,6 @@ use crate::{
         devices::{self, Desired, Standing},
         fleets::FleetId,
     },
-    tls::Stream,
 };
 
 /// A frame that does not get through in this time ends the session: the device does not read.
@@ -65,6 +68,8 @@ enum End {
     Replaced,
     #[error("the controller stops")]
     Shutdown,
+    #[error("the store says that the device is elsewhere; it has to come again")]
+    Stray,
     #[error("the device is no longer active")]
     Inactive,
     #[error("the device broke the protocol: {0}")]
@@ -100,9 +105,11 @@ pub(super) struct Session {
     fleet: FleetId,
     name: DeviceName,
     entry: Arc<hub::Session>,
-    socket: WebSocketStream<Stream>,
+    socket: WebSocketStream<Counted>,
     machine: ControlSession,
     pace: Bucket,
+    /// Until when nothing more is read, because its tenant's devices say too much together.
+    not_before: Option<Instant>,
     /// What the device should run, where that was not used yet.
     looked_up: Option<LookedUp>,
 }
@@ -114,7 +121,7 @@ impl Session {
         id: DeviceId,
         standing: Standing,
         pokes: Pokes,
-        socket: WebSocketStream<Stream>,
+        socket: WebSocketStream<Counted>,
     ) -> Self {
         let entry = gateway.hub.connect(&id, pokes);
         Self {
@@ -126,6 +133,7 @@ impl Session {
             socket,
             machine: ControlSession::new(),
             pace: Bucket::full(PACE),
+            not_before: None,
             looked_up: Some(LookedUp(standing.desired)),
         }
     }
@@ -148,7 +156,7 @@ impl Session {
             | End::Shutdown
             | End::Inactive
             | End::Socket(_) => debug!(reason = %end, "disconnected"),
-            End::Stuck | End::Protocol(_) | End::Store(_) | End::Read(_) => {
+            End::Stray | End::Stuck | End::Protocol(_) | End::Store(_) | End::Read(_) => {
                 warn!(error = %chain(&end), "the session was ended");
             }
         });
@@ -162,7 +170,7 @@ impl Session {
 
     async fn serve(&mut self) -> Result<End, End> {
         loop {
-            let pause = self.pace.debt(PACE);
+            let pause = self.pause();
             let next = async {
                 if let Some(pause) = pause {
                     tokio::time::sleep(pause).await;
@@ -176,7 +184,8 @@ impl Session {
                     let frame = frame?;
                     self.entry.heard();
                     self.gateway.metrics.device_frames.inc();
-                    self.pace.spend(PACE, cost(&frame));
+                    self.socket.get_mut().came(&frame);
+                    self.spend(cost(&frame));
                     match frame {
                         Message::Binary(bytes) => Box::pin(self.receive(bytes)).await?,
                         Message::Close(_) => return Ok(End::Gone),
@@ -188,6 +197,7 @@ impl Session {
                     Signal::Stop => return Ok(End::Shutdown),
                     Signal::Replaced => return Ok(End::Replaced),
                     Signal::Silent => return Ok(End::Silent),
+                    Signal::Again => return Ok(End::Stray),
                     Signal::Look => Box::pin(self.look()).await?,
                     Signal::Tick => Box::pin(self.handle(Event::Tick)).await?,
                 },
@@ -199,9 +209,29 @@ impl Session {
         let message =
             DeviceMessage::decode(&frame).map_err(|error| End::Protocol(error.to_string()))?;
         match message {
-            Some(message) => self.handle(Event::Message(message)).await,
+            Some(message) => {
+                self.spend(effort(&message));
+                self.handle(Event::Message(message)).await
+            }
             None => Ok(()),
         }
+    }
+
+    /// Charges the device and its tenant.
+    fn spend(&mut self, cost: f64) {
+        self.pace.spend(PACE, cost);
+        let wait = self.gateway.paces.spend(&self.fleet.tenant, cost);
+        if let Some(wait) = wait {
+            self.not_before = Some(Instant::now() + wait);
+        }
+    }
+
+    /// How long nothing more is read.
+    fn pause(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        self.not_before = self.not_before.filter(|at| *at > now);
+        let of_tenant = self.not_before.map(|at| at - now);
+        self.pace.debt(PACE).max(of_tenant)
     }
 
     /// Hands an event to the machine and carries out what it says, until nothing is left.
@@ -343,6 +373,7 @@ impl Session {
             for message in messages {
                 self.send_manifests(message.encode(), room).await?;
             }
+            self.spend(PORTION);
         }
         Ok(())
     }
@@ -516,10 +547,10 @@ impl Session {
             End::Protocol(_) => CloseCode::Protocol,
             End::Inactive | End::Replaced => CloseCode::Policy,
             End::Shutdown => CloseCode::Restart,
-            End::Store(_) | End::Read(_) => CloseCode::Again,
+            End::Stray | End::Store(_) | End::Read(_) => CloseCode::Again,
         };
         let goodbye = async {
-            if matches!(end, End::Shutdown) {
+            if matches!(end, End::Shutdown | End::Stray) {
                 // Jitter, so that a fleet does not come back in one moment.
                 let after_ms = rand::rng().random_range(100..2000);
                 self.send(&ControlMessage::Reconnect { after_ms }).await?;

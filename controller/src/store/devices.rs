@@ -19,7 +19,7 @@ use longshore_protocol::{
 use sqlx::{AnyConnection, FromRow};
 
 pub use self::{
-    connections::{Coming, Connection, lagging_at, put_connections},
+    connections::{Coming, Connection, connected_at, count_at, lagging_at, put_connections},
     counts::{Spread, counts, counts_by_fleet, spread},
     describe::{Description, describe},
     pending::{

@@ -112,7 +112,8 @@ impl AsyncRead for Inbound {
         ready!(self.intake.poll_ready(cx))?;
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        self.intake.took(buffer.filled().len() - before);
+        let came = buffer.filled().len() - before;
+        self.intake.took(came);
         Poll::Ready(Ok(()))
     }
 }

@@ -22,13 +22,10 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, PollSemaphore};
 
 use crate::{
-    crowd::{Crowd, Member},
+    crowd::{Crowd, Member, room},
     metrics::Metrics,
     rate::network,
 };
-
-/// How often is looked for somebody to go, while nobody is.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How much there is of what.
 #[derive(Clone, Copy, Debug)]
@@ -76,21 +73,15 @@ impl Lobby {
     /// Waits for room for a connection from `address`; sends somebody away for it where it can.
     pub(super) async fn room_for(&self, address: IpAddr) -> Option<OwnedSemaphorePermit> {
         let network = network(address);
-        loop {
-            if let Ok(place) = self.room.clone().try_acquire_owned() {
-                return Some(place);
-            }
-            if self
+        room(self.room.clone(), 1, || {
+            let sent_away = self
                 .waiting
-                .send_away(&network, self.bounds.grace, Duration::ZERO)
-            {
+                .send_away(&network, self.bounds.grace, Duration::ZERO);
+            if sent_away {
                 self.metrics.handshakes_refused.inc();
             }
-            let freed = timeout(LOOK_AGAIN, self.room.clone().acquire_owned());
-            if let Ok(place) = freed.await {
-                return place.ok();
-            }
-        }
+        })
+        .await
     }
 
     /// Carries out a handshake with a peer at `address`, in turns.
@@ -120,7 +111,7 @@ impl Lobby {
         let mut future = Box::pin(future);
         let mut turns = PollSemaphore::new(self.turns.clone());
         let mut waited = Duration::ZERO;
-        let mut waiting: Option<Member<'_, IpAddr>> = None;
+        let mut waiting: Option<Member<IpAddr>> = None;
         poll_fn(move |cx| {
             if let Some(waiting) = waiting.take() {
                 waited = waiting.waited();
@@ -144,6 +135,7 @@ mod tests {
     use futures_util::future::join_all;
 
     use super::*;
+    use crate::crowd::LOOK_AGAIN;
 
     const BOUNDS: Bounds = Bounds {
         room: 4,

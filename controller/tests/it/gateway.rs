@@ -1,5 +1,6 @@
 //! What the gateway does with the store and with devices.
 
+mod admission;
 mod floods;
 mod recorder;
 mod slow_readers;

@@ -1,6 +1,9 @@
 //! How much a device may say, and how much it is sent at once.
 
-use longshore_protocol::{Delta, Entry, message::StatusReport};
+use longshore_protocol::{
+    Delta, Entry,
+    message::{DeviceMessage, StatusReport},
+};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::rate::Rate;
@@ -19,12 +22,32 @@ pub(super) const PACE: Rate = Rate {
     burst: 200.0,
     per_second: 50.0,
 };
-const BYTES_PER_FRAME: usize = 4096;
+/// The same for all of a tenant's devices together: as many as report after a commit, and then so many in each second.
+pub(crate) const TENANT_PACE: Rate = Rate {
+    burst: 50_000.0,
+    per_second: 10_000.0,
+};
+const BYTES_PER_FRAME: usize = 1024;
 
 /// How much of its pace a frame costs a device.
 pub(super) fn cost(frame: &Message) -> f64 {
     let frames = u32::try_from(1 + frame.len() / BYTES_PER_FRAME).unwrap_or(u32::MAX);
     f64::from(frames)
+}
+
+/// How much of it a portion of bodies costs that it asked for: whoever asks for the same again and again waits.
+pub(super) const PORTION: f64 = 1.0;
+
+/// How much of it a message costs beside its frame, for what it makes the controller do.
+pub(super) fn effort(message: &DeviceMessage) -> f64 {
+    match message {
+        // A signature is checked and another one made.
+        DeviceMessage::Renew { .. } => 100.0,
+        // The store is asked.
+        DeviceMessage::Hello(_) => 10.0,
+        DeviceMessage::Need { .. } => 5.0,
+        _ => 0.0,
+    }
 }
 
 /// How many of these bodies are read and sent together: at least one.

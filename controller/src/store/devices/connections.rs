@@ -1,6 +1,6 @@
 //! Where devices are connected, and when they were last heard of. A connection counts while its replica lives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use longshore_protocol::{DeviceId, TenantName};
 use sqlx::{AnyConnection, FromRow};
@@ -92,6 +92,29 @@ pub async fn put_connections(
     )
     .await?;
     Ok(())
+}
+
+/// The devices that this replica has, as far as the store knows.
+pub async fn connected_at(
+    db: &mut AnyConnection,
+    replica: &ReplicaId,
+) -> Result<HashSet<DeviceId>, StoreError> {
+    let rows: Vec<(String,)> = sqlx::query_as("SELECT device FROM connections WHERE replica = $1")
+        .bind(replica.as_str())
+        .fetch_all(db)
+        .await?;
+    rows.iter()
+        .map(|(id,)| parse(id, "connections.device"))
+        .collect()
+}
+
+/// How many devices this replica has, as far as the store knows.
+pub async fn count_at(db: &mut AnyConnection, replica: &ReplicaId) -> Result<u64, StoreError> {
+    let (count,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM connections WHERE replica = $1")
+        .bind(replica.as_str())
+        .fetch_one(db)
+        .await?;
+    Ok(unsigned(count))
 }
 
 /// The devices that this replica has, and that do not hold what they should since `late` or longer, or are no longer

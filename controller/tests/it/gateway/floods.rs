@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::SinkExt as _;
-use longshore_controller::{gateway::outgoing::Bounds, store::Engine};
+use longshore_controller::store::Engine;
 use longshore_protocol::{
     Digest, Generation,
     message::{DeviceMessage, Held, Phase, StatusReport},
@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::{
     },
 };
 
-use super::world::{World, until};
+use super::world::{Bounds, World, until};
 use crate::store::database::{self, Database};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

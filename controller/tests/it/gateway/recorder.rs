@@ -7,8 +7,9 @@ use std::{
 };
 
 use longshore_controller::{
+    clock,
     gateway::Recorder,
-    hub::Hub,
+    hub::{Hub, Signal},
     metrics::Metrics,
     replica::ReplicaId,
     store::{
@@ -21,12 +22,13 @@ use longshore_protocol::{
     Digest, Generation,
     message::{Held, Phase, StatusReport},
 };
+use sqlx::AnyConnection;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{
     contracts,
     database::Database,
-    samples::{device, fleet_id, insert_devices, two_tenants},
+    samples::{coming, device, fleet_id, insert_devices, two_tenants},
 };
 
 contracts!(
@@ -35,6 +37,7 @@ contracts!(
     where_a_device_is_does_not_depend_on_the_order_of_words,
     a_store_that_fails_loses_nothing,
     a_device_that_is_gone_holds_up_nobody,
+    what_was_left_out_is_said_again,
 );
 
 struct Bench {
@@ -267,4 +270,60 @@ async fn a_device_that_is_gone_holds_up_nobody(database: Database) {
     bench.flush().await;
     assert!(bench.is_connected(&there).await);
     assert!(bench.view(&there).await.observed.is_some());
+}
+
+/// Another replica takes a device for its own that is here: what it stored was late. Reports are left out then. That
+/// is noticed, the device comes again, and what it says again is stored.
+async fn what_was_left_out_is_said_again(database: Database) {
+    let bench = Bench::new(database).await;
+    let [stray, other] = &bench.devices(2).await[..] else {
+        panic!("two devices")
+    };
+    let first = bench.connect(stray);
+    bench.connect(other);
+    let none = bench.recorder.strays(Duration::ZERO).await.unwrap();
+    assert_eq!(none, [], "what is not stored yet may be as it should be");
+    bench.flush().await;
+    assert_eq!(bench.recorder.strays(Duration::ZERO).await.unwrap(), []);
+
+    let elsewhere = ReplicaId::random();
+    let mut db = bench.database.write().await;
+    insert_replica(&mut db, &elsewhere).await;
+    let late = [coming(stray, true, clock::now_ms())];
+    devices::put_connections(&mut db, &elsewhere, &late)
+        .await
+        .unwrap();
+    db.commit().await.unwrap();
+    bench.report(stray, &report(1, Phase::Applied));
+    bench.report(other, &report(1, Phase::Applied));
+    bench.flush().await;
+    assert!(bench.view(other).await.observed.is_some());
+    assert!(bench.view(stray).await.observed.is_none(), "it is left out");
+
+    let strays = bench.recorder.strays(Duration::ZERO).await.unwrap();
+    assert_eq!(strays, std::slice::from_ref(&stray.id));
+    let settled = bench.recorder.strays(Duration::from_mins(1)).await.unwrap();
+    assert_eq!(settled, [], "it may have come just now");
+    bench.hub.come_again(&strays);
+    assert_eq!(first.signal().await, Signal::Again);
+    // Its session ends, and it comes again, with all that it has to say.
+    bench.hub.disconnect(&stray.id, &first);
+    bench.recorder.moved(&stray.fleet, &stray.id);
+    bench.flush().await;
+    bench.connect(stray);
+    bench.report(stray, &report(1, Phase::Applied));
+    bench.flush().await;
+    assert!(bench.view(stray).await.observed.is_some());
+    assert!(bench.is_connected(stray).await);
+    assert_eq!(bench.recorder.strays(Duration::ZERO).await.unwrap(), []);
+}
+
+/// A replica that lives.
+async fn insert_replica(db: &mut AnyConnection, replica: &ReplicaId) {
+    sqlx::query("INSERT INTO replicas (id, alive_until, wants) VALUES ($1, $2, 0)")
+        .bind(replica.as_str())
+        .bind(i64::MAX)
+        .execute(db)
+        .await
+        .unwrap();
 }

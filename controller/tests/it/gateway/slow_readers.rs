@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use longshore_controller::{gateway::outgoing::Bounds, store::Engine};
+use longshore_controller::{gateway::outgoing, store::Engine};
 use longshore_protocol::{
     Object,
     message::{ControlMessage, DeviceMessage},
@@ -18,10 +18,10 @@ use longshore_protocol::{
 use rand::RngExt as _;
 use serde_json::json;
 
-use super::world::{Member, Socket, World, everything_offered, hear, say, until};
+use super::world::{Bounds, Member, Socket, World, everything_offered, hear, say, until};
 use crate::store::database::{self, Database};
 
-const BOUNDS: Bounds = Bounds {
+const BOUNDS: outgoing::Bounds = outgoing::Bounds {
     all: 1024 * 1024,
     tenant: 768 * 1024,
     grace: Duration::from_millis(500),
@@ -84,7 +84,11 @@ async fn what_is_held_for_devices_that_do_not_read_has_a_bound() {
 }
 
 async fn bounded(database: Database) {
-    let world = World::start(database, BOUNDS).await;
+    let bounds = Bounds {
+        outgoing: BOUNDS,
+        ..Bounds::default()
+    };
+    let world = World::start(database, bounds).await;
     let bad = world.devices("one", 0, STUCK).await;
     let good = world.devices("one", 1000, 2).await;
     let others = world.devices("two", 2000, 2).await;

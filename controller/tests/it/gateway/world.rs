@@ -1,6 +1,6 @@
 //! A gateway on its own: a listener with real TLS, a store, and devices that the tests write by hand.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::{Request, header};
@@ -9,8 +9,9 @@ use longshore_controller::{
     certificates::Certificates,
     clock,
     gateway::{
-        Gateway, Lookups, Places, Recorder,
-        outgoing::{Bounds, Outgoing},
+        Gateway, Incoming, Lookups, Paces, Places, Recorder,
+        admission::{self, Admission},
+        outgoing::{self, Outgoing},
     },
     hub::Hub,
     metrics::Metrics,
@@ -80,6 +81,13 @@ pub struct Member {
     token: String,
 }
 
+/// How much of what.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bounds {
+    pub admission: admission::Bounds,
+    pub outgoing: outgoing::Bounds,
+}
+
 impl World {
     pub async fn start(database: Database, bounds: Bounds) -> Self {
         two_tenants(&database).await;
@@ -99,8 +107,11 @@ impl World {
             store: store.clone(),
             hub: hub.clone(),
             lookups: Arc::new(Lookups::new(store.clone(), metrics.clone())),
+            paces: Paces::default(),
             places: Places::default(),
-            outgoing: Outgoing::new(bounds, metrics.clone()),
+            admission: Admission::new(bounds.admission, metrics.clone()),
+            incoming: Incoming::default(),
+            outgoing: Outgoing::new(bounds.outgoing, metrics.clone()),
             recorder: Recorder::new(replica, store, hub.clone(), metrics.clone(), |_| ()),
             keyring: keyring.clone(),
             ca: ca.clone(),
@@ -184,6 +195,16 @@ impl World {
 
     /// Lets these devices have these objects as their generation, and pokes them.
     pub async fn desire(&self, members: &[Member], generation: u64, objects: &[Object]) {
+        self.store_desired(members, generation, objects).await;
+        self.poke(members);
+    }
+
+    pub fn poke(&self, members: &[Member]) {
+        self.hub.poke(members.iter().map(|member| &member.id));
+    }
+
+    /// Lets these devices have these objects as their generation, and tells nobody.
+    pub async fn store_desired(&self, members: &[Member], generation: u64, objects: &[Object]) {
         let Some(Member { tenant, .. }) = members.first() else {
             return;
         };
@@ -211,7 +232,6 @@ impl World {
             .unwrap();
         devices::put_desired(&mut db, &fleet, &moves).await.unwrap();
         db.commit().await.unwrap();
-        self.hub.poke(members.iter().map(|member| &member.id));
     }
 
     pub async fn stop(self) {
@@ -226,9 +246,7 @@ impl Member {
     /// # Errors
     /// Where there is none; the answer, where there is one.
     pub async fn connect(&self) -> Result<Socket, Error> {
-        let tcp = TcpStream::connect(self.address).await?;
-        let server = ServerName::IpAddress(self.address.ip().into());
-        let tls = self.tls.connect(server, tcp).await?;
+        let tls = self.secure().await?;
         let request = Request::builder()
             .uri(format!("wss://{}{EDGE_PATH}", self.address))
             .header(header::HOST, self.address.to_string())
@@ -241,6 +259,16 @@ impl Member {
             .body(())
             .unwrap();
         Ok(client_async(request, tls).await?.0)
+    }
+
+    /// Opens a connection that asks for nothing yet.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub async fn secure(&self) -> io::Result<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(self.address).await?;
+        let server = ServerName::IpAddress(self.address.ip().into());
+        self.tls.connect(server, tcp).await
     }
 
     /// Opens a session and says hello.

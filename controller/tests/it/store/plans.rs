@@ -439,6 +439,8 @@ async fn use_everything(store: &Store) {
     devices::changed_since(db, &shops, None).await.unwrap();
     devices::changed_since(db, &shops, Some(3)).await.unwrap();
     devices::lagging_at(db, &replica, 1).await.unwrap();
+    devices::count_at(db, &replica).await.unwrap();
+    devices::connected_at(db, &replica).await.unwrap();
     devices::lagging(db, &shops).await.unwrap();
     devices::counts(db, &shops).await.unwrap();
     devices::counts_by_fleet(db, tenant).await.unwrap();
