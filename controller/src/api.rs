@@ -13,6 +13,7 @@ mod error;
 mod fleets;
 mod git;
 mod health;
+mod presence;
 mod previews;
 mod serve;
 mod tenants;
@@ -103,7 +104,10 @@ pub fn router(api: Arc<Api>) -> Router {
             post(devices::decommission),
         )
         .route(longshore_protocol::api::ENROLL_PATH, post(enroll::enroll))
-        .layer(middleware::from_fn(body::bounded))
+        .layer(middleware::from_fn_with_state(
+            Arc::<body::Bodies>::default(),
+            body::bounded,
+        ))
         .route("/previews/{tenant}/{fleet}/{number}", get(previews::report))
         .route("/webhooks/{tenant}/{fleet}", post(webhooks::receive))
         .route("/git/{tenant}/{repo}/info/refs", get(git::advertise))

@@ -185,7 +185,8 @@ impl Enrollment {
         let (mut device, csr) = {
             let place = self.limits.place(tenant).await;
             let _place = place.map_err(|retry_after| EnrollError::Busy { retry_after })?;
-            let csr = Request::from_pem(&request.csr)
+            let text = request.csr;
+            let csr = Request::from_pem(&text)
                 .map_err(|error| EnrollError::Invalid(error.to_string()))?;
             let device = self.register(&token, name, &csr, facts, source).await?;
             (device, csr)

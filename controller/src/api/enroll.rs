@@ -29,6 +29,8 @@ pub(super) async fn enroll(
             return EnrollError::Invalid(detail).into_response();
         }
     };
+    // The call may be held for a while.
+    drop(body);
     match api.enrollment.enroll(token, request, peer.ip()).await {
         Ok(Outcome::Approved(approved)) => (StatusCode::OK, Json(approved)).into_response(),
         Ok(Outcome::Rejected(rejected)) => (StatusCode::FORBIDDEN, Json(rejected)).into_response(),

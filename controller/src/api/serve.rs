@@ -1,9 +1,12 @@
 //! The public listener's connections: bounded in number, and none may dawdle.
 
-use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::Pin, time::Duration};
 
 use axum::{Extension, Router};
-use hyper::server::conn::{http1, http2};
+use hyper::{
+    server::conn::{http1, http2},
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
@@ -12,16 +15,17 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::OwnedSemaphorePermit,
 };
 use tracing::{debug, warn};
 
+use super::presence::{Connections, Presence};
 use crate::{
     tasks::Tasks,
     tls::{self, TlsListener},
 };
 
-/// How many connections are open at once; further ones wait to be accepted.
+/// How many connections are open at once. For further ones, idle ones go; where none is idle, they wait.
 const MAX_CONNECTIONS: usize = 8192;
 /// How long a request's head may take to come; also how long an idle connection is kept.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
@@ -43,12 +47,9 @@ pub enum Accepting {
 
 /// Serves `app` on what is accepted, until the shutdown.
 pub async fn serve(mut accepting: Accepting, app: Router, tasks: Tasks) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = Connections::of(MAX_CONNECTIONS);
     let graceful = GracefulShutdown::new();
     loop {
-        let Ok(permit) = room.clone().acquire_owned().await else {
-            break;
-        };
         let next = async {
             match &mut accepting {
                 Accepting::Tls(listener) => listener
@@ -65,13 +66,19 @@ pub async fn serve(mut accepting: Accepting, app: Router, tasks: Tasks) {
                 },
             }
         };
+        let next = async {
+            let (stream, peer) = next.await?;
+            let place = connections.place(peer.ip()).await?;
+            Some((stream, peer, place))
+        };
         let accepted = tokio::select! {
             accepted = next => accepted,
             () = tasks.shutdown.cancelled() => None,
         };
-        let Some((stream, peer)) = accepted else {
+        let Some((stream, peer, place)) = accepted else {
             break;
         };
+        let present = (connections.enter(peer.ip()), place);
         let app = app.clone().layer(Extension(Peer(peer)));
         match stream {
             Stream::Tls(stream) => {
@@ -79,10 +86,10 @@ pub async fn serve(mut accepting: Accepting, app: Router, tasks: Tasks) {
                     Some(b"h2") => Version::Http2,
                     _ => Version::Http1,
                 };
-                connection(stream, version, app, permit, &graceful, &tasks);
+                connection(stream, version, app, present, &graceful, &tasks);
             }
             Stream::Plain(stream) => {
-                connection(stream, Version::Http1, app, permit, &graceful, &tasks);
+                connection(stream, Version::Http1, app, present, &graceful, &tasks);
             }
             Stream::None => {}
         }
@@ -105,11 +112,13 @@ fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     version: Version,
     app: Router,
-    permit: OwnedSemaphorePermit,
+    (presence, place): (Presence, OwnedSemaphorePermit),
     graceful: &GracefulShutdown,
     tasks: &Tasks,
 ) {
-    let (io, service) = (TokioIo::new(stream), TowerToHyperService::new(app));
+    let io = TokioIo::new(stream);
+    let (answers, present) = (TowerToHyperService::new(app), presence.clone());
+    let service = service_fn(move |request| present.clone().answer(answers.call(request)));
     // The version is known, so that nothing waits without a deadline for a first byte to tell it.
     let watched: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>> = match version {
         Version::Http1 => {
@@ -128,9 +137,14 @@ fn connection(
         }
     };
     tasks.tracker.spawn(async move {
-        let _permit = permit;
-        if let Err(error) = watched.await {
-            debug!(%error, "a connection broke");
+        let _place = place;
+        tokio::select! {
+            done = watched => {
+                if let Err(error) = done {
+                    debug!(%error, "a connection broke");
+                }
+            }
+            () = presence.over() => debug!("an idle connection made room for another one"),
         }
     });
 }
