@@ -324,6 +324,7 @@ impl Serving {
         let gateway = gateway.run(TlsListener::spawn(
             edge,
             certificates.edge_tls(),
+            tls::Bounds::default(),
             metrics.clone(),
             &tasks,
         ));
@@ -384,9 +385,10 @@ fn accepting(
     if config.plain_http {
         return Ok(Accepting::Plain(listener));
     }
+    let bounds = tls::Bounds::default();
     let tls = certificates.public_tls()?;
     Ok(Accepting::Tls(TlsListener::spawn(
-        listener, tls, metrics, tasks,
+        listener, tls, bounds, metrics, tasks,
     )))
 }
 

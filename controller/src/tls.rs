@@ -33,8 +33,8 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-pub use self::inbound::Inbound;
-use self::lobby::{Bounds, Lobby};
+use self::lobby::Lobby;
+pub use self::{inbound::Inbound, lobby::Bounds};
 use crate::{
     ca::{Ca, ServerIdentity},
     clock,
@@ -43,13 +43,6 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Connections in their handshake: each has some ten kilobytes.
-const BOUNDS: Bounds = Bounds {
-    room: 4096,
-    turns: 4,
-    grace: Duration::from_secs(3),
-    deadline: Duration::from_secs(20),
-};
 /// How many bytes the kernel takes beyond what is on its way to the peer.
 const UNSENT: u32 = 16 * 1024;
 /// How many bytes it takes that are not read yet; it doubles that.
@@ -232,12 +225,13 @@ impl TlsListener {
     pub fn spawn(
         listener: TcpListener,
         tls: Arc<Reloadable>,
+        bounds: Bounds,
         metrics: Arc<Metrics>,
         tasks: &Tasks,
     ) -> Self {
         let (done, ready) = mpsc::channel(64);
         let (handshakes, shutdown) = (tasks.tracker.clone(), tasks.shutdown.clone());
-        let lobby = Arc::new(Lobby::new(BOUNDS, metrics));
+        let lobby = Arc::new(Lobby::new(bounds, metrics));
         tasks.vital("a listener", async move {
             loop {
                 let accepted = async {

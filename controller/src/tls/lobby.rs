@@ -29,7 +29,7 @@ use crate::{
 
 /// How much there is of what.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub struct Bounds {
     /// How many connections may be in their handshake.
     pub room: usize,
     /// How many handshakes compute at a time: as many more as are waiting are in nobody's way.
@@ -38,6 +38,18 @@ pub(super) struct Bounds {
     pub grace: Duration,
     /// How long a handshake may take.
     pub deadline: Duration,
+}
+
+impl Default for Bounds {
+    /// Each connection in its handshake has some ten kilobytes.
+    fn default() -> Self {
+        Self {
+            room: 4096,
+            turns: 4,
+            grace: Duration::from_secs(3),
+            deadline: Duration::from_secs(20),
+        }
+    }
 }
 
 /// The room.

@@ -4,5 +4,6 @@ mod admission;
 mod floods;
 mod recorder;
 mod slow_readers;
+mod stalls;
 mod storms;
 mod world;

@@ -23,7 +23,7 @@ use longshore_controller::{
         replicas,
     },
     tasks::Tasks,
-    tls::TlsListener,
+    tls::{self, TlsListener},
 };
 use longshore_protocol::{
     DeviceId, Digest, Generation, ManifestSet, Object,
@@ -86,6 +86,7 @@ pub struct Member {
 pub struct Bounds {
     pub admission: admission::Bounds,
     pub outgoing: outgoing::Bounds,
+    pub tls: tls::Bounds,
 }
 
 impl World {
@@ -123,7 +124,7 @@ impl World {
         let shutdown = CancellationToken::new();
         let (tasks, _ended) = Tasks::new(shutdown.clone());
         let tls = certificates.edge_tls();
-        let listener = TlsListener::spawn(listener, tls, metrics.clone(), &tasks);
+        let listener = TlsListener::spawn(listener, tls, bounds.tls, metrics.clone(), &tasks);
         let mut roots = RootCertStore::empty();
         for root in ca.authority().roots() {
             roots.add(root.clone()).unwrap();
