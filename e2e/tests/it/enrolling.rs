@@ -404,18 +404,22 @@ async fn a_tenants_crowd_does_not_delay_another_tenants_device() -> Result<()> {
         Ok(())
     })
     .await?;
-    for n in 0..5 {
+    let mut overtook = Vec::new();
+    for n in 0..7 {
         let before = done.load(Ordering::Relaxed);
         let device = Candidate::new(&format!("store-{n:04}"))?;
         let answer = device.ask(&theirs, &token.secret).await?;
         ensure!(answer.status == StatusCode::ACCEPTED, "{answer:?}");
-        let overtaken = done.load(Ordering::Relaxed) - before;
-        eprintln!("{overtaken} calls of the crowd were answered meanwhile");
-        ensure!(
-            overtaken < 200,
-            "waited behind {overtaken} calls of the crowd"
-        );
+        overtook.push(done.load(Ordering::Relaxed) - before);
     }
+    // In one line with the crowd, each of them waits for all that stand there. The store has no line for its writers,
+    // so a single one may be unlucky.
+    overtook.sort_unstable();
+    let median = overtook.get(overtook.len() / 2).copied();
+    ensure!(
+        median.is_some_and(|median| median < 200),
+        "calls of the crowd that were answered meanwhile: {overtook:?}"
+    );
     if let Some(ended) = crowd.try_join_next() {
         ended??;
     }
