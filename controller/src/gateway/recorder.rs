@@ -35,7 +35,7 @@ use crate::{
     store::{
         Store, StoreError,
         devices::{self, Coming, Observed, Reported},
-        fleets::FleetId,
+        fleets::{self, FleetId},
     },
 };
 
@@ -243,7 +243,9 @@ impl Recorder {
                 })
             })
             .collect();
+        let fleets: BTreeSet<_> = batch.values().map(|news| &news.fleet).collect();
         let mut db = self.store.write().await?;
+        fleets::keep(&mut db, fleets).await?;
         devices::set_facts(&mut db, &facts).await?;
         devices::put_connections(&mut db, &self.replica, &comings).await?;
         devices::put_observed(&mut db, &self.replica, &reports).await?;

@@ -6,7 +6,7 @@ use longshore_protocol::{Condition, FleetName, TenantName, api::HeldRemoval};
 use serde::{Deserialize, Serialize};
 use sqlx::{AnyConnection, FromRow};
 
-use super::{StoreError, from_json, json, parse, signed, unsigned};
+use super::{StoreError, from_json, is_common, json, parse, placeholders, signed, unsigned};
 
 /// Which fleet of which tenant.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -230,12 +230,44 @@ pub async fn find(db: &mut AnyConnection, id: &FleetId) -> Result<Option<Fleet>,
 
 /// Removes a fleet, its devices, tokens and revisions.
 pub async fn delete(db: &mut AnyConnection, id: &FleetId) -> Result<bool, StoreError> {
+    // Whoever works for it holds its lease first, and then locks the fleet.
+    sqlx::query("DELETE FROM leases WHERE tenant = $1 AND fleet = $2")
+        .bind(id.tenant.as_str())
+        .bind(id.name.as_str())
+        .execute(&mut *db)
+        .await?;
     let done = sqlx::query("DELETE FROM fleets WHERE tenant = $1 AND name = $2")
         .bind(id.tenant.as_str())
         .bind(id.name.as_str())
         .execute(db)
         .await?;
     Ok(done.rows_affected() > 0)
+}
+
+/// Keeps fleets from being deleted until the transaction ends. Whoever writes what goes with a fleet calls this first,
+/// unless it locks the fleet anyway: a deletion then waits here, and not in the middle of what the other one needs.
+pub async fn keep(
+    db: &mut AnyConnection,
+    ids: impl IntoIterator<Item = &FleetId>,
+) -> Result<(), StoreError> {
+    // SQLite has one writer.
+    if db.backend_name() != "PostgreSQL" {
+        return Ok(());
+    }
+    let ids: Vec<_> = ids.into_iter().collect();
+    for chunk in ids.chunks(super::ROWS_PER_STATEMENT) {
+        let sql = format!(
+            "SELECT 1 FROM fleets WHERE (tenant, name) IN (VALUES {})
+             ORDER BY tenant, name FOR KEY SHARE",
+            placeholders(chunk.len(), 2),
+        );
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(is_common(chunk.len()));
+        for id in chunk {
+            query = query.bind(id.tenant.as_str()).bind(id.name.as_str());
+        }
+        query.execute(&mut *db).await?;
+    }
+    Ok(())
 }
 
 /// Counts a change of the fleet's devices, and returns the stamp of those that change.

@@ -6,8 +6,9 @@ use longshore_protocol::{Digest, TenantName, TokenId, api::Approval};
 use sqlx::{AnyConnection, FromRow};
 
 use super::{
-    ROWS_PER_STATEMENT, StoreError, fleets::FleetId, from_json, is_common, json, parse,
-    placeholders, signed, unsigned,
+    ROWS_PER_STATEMENT, StoreError,
+    fleets::{self, FleetId},
+    from_json, is_common, json, parse, placeholders, signed, unsigned,
 };
 
 /// A provisioning token without its secret.
@@ -164,6 +165,8 @@ pub async fn find(
 /// Counts one use, unless the token is revoked, expired or exhausted. Exact under concurrency: the row is
 /// the lock.
 pub async fn take_use(db: &mut AnyConnection, token: &Token, now: u64) -> Result<bool, StoreError> {
+    // The device that it is for locks the fleet.
+    fleets::keep(&mut *db, [&token.fleet]).await?;
     let done = sqlx::query(
         "UPDATE tokens SET uses = uses + 1
          WHERE tenant = $1 AND id = $2 AND revoked = 0

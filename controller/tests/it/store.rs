@@ -5,6 +5,7 @@ mod counts;
 pub mod database;
 mod devices;
 mod fleets;
+mod locks;
 mod plans;
 mod previews;
 mod proposals;

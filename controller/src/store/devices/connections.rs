@@ -54,7 +54,7 @@ pub async fn put_connections(
                 "INSERT INTO connections (tenant, device, replica, seen_at)
                  SELECT v.column1, v.column2, v.column3, v.column4 FROM (VALUES {rows}) AS v
                  JOIN devices ON devices.tenant = v.column1 AND devices.id = v.column2
-                 WHERE true ON CONFLICT (tenant, device) DO UPDATE SET
+                 WHERE true ORDER BY v.column1, v.column2 ON CONFLICT (tenant, device) DO UPDATE SET
                     replica = excluded.replica, seen_at = excluded.seen_at
                  WHERE connections.replica IS NULL OR connections.replica = excluded.replica
                     OR connections.seen_at <= excluded.seen_at + {SKEW_MS}

@@ -255,6 +255,7 @@ pub async fn put_observed(
                     ON connections.tenant = v.column1 AND connections.device = v.column2
                  WHERE connections.replica IS NULL OR connections.replica = v.column8
                     OR NOT EXISTS (SELECT 1 FROM replicas WHERE replicas.id = connections.replica)
+                 ORDER BY v.column1, v.column2
                  ON CONFLICT (tenant, device) DO UPDATE SET
                     generation = excluded.generation, digest = excluded.digest, phase = excluded.phase,
                     conditions = excluded.conditions, reported_at = excluded.reported_at"

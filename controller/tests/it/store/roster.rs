@@ -181,18 +181,18 @@ async fn insert(db: &mut AnyConnection, shops: &FleetId, id: &DeviceId, name: u3
     }
 }
 
-async fn refresh(roster: &mut Roster, database: &Database, fleet: &FleetId) {
+pub(super) async fn refresh(roster: &mut Roster, database: &Database, fleet: &FleetId) {
     let mut db = database.read().await;
     let row = fleets::find(&mut db, fleet).await.unwrap().unwrap();
     roster.refresh(&mut db, &row).await.unwrap();
 }
 
-fn members(roster: &Roster) -> Vec<Member> {
+pub(super) fn members(roster: &Roster) -> Vec<Member> {
     roster.members().map(|member| (**member).clone()).collect()
 }
 
 /// What the list of all devices says, which knows no stamps.
-async fn afresh(database: &Database, fleet: &FleetId) -> Vec<Member> {
+pub(super) async fn afresh(database: &Database, fleet: &FleetId) -> Vec<Member> {
     let mut db = database.read().await;
     let mut members: Vec<_> = devices::list(&mut db, fleet)
         .await
