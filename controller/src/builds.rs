@@ -16,6 +16,7 @@ pub mod ensure;
 pub mod outcome;
 mod queue;
 mod scrub;
+mod shelf;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -31,12 +32,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info, info_span, warn};
 
 pub use self::queue::Purpose;
-use self::queue::{AskerId, Key, Queue};
+use self::{
+    queue::{AskerId, Key, Queue},
+    shelf::{Built, Shelf},
+};
 use crate::{
-    clock,
     error::chain,
     metrics::Metrics,
-    store::{Store, StoreError, content},
+    store::{Store, StoreError},
 };
 
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -65,6 +68,7 @@ pub struct Builds {
     store: Store,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
+    shelf: Arc<Shelf>,
     state: Arc<Mutex<State>>,
 }
 
@@ -269,11 +273,13 @@ impl Builds {
             askers: HashMap::new(),
             last_asker: 0,
         };
+        let shelf = Shelf::new(store.clone(), metrics.clone());
         Self {
             render,
             store,
             metrics,
             tasks,
+            shelf: Arc::new(shelf),
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -351,12 +357,12 @@ impl Builds {
                     milliseconds = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
                     "rendered"
                 );
-                self.remember(&key, &Ok(objects)).await
+                self.remember(&key, Ok(objects)).await
             }
             Err(error) if error.is_deterministic() => {
                 let message = told(&error, closure, tree).await;
                 warn!(error = message, "the overlay does not build");
-                self.remember(&key, &Err(message)).await
+                self.remember(&key, Err(message)).await
             }
             Err(error) => {
                 let message = told(&error, closure, tree).await;
@@ -378,29 +384,9 @@ impl Builds {
         look.await.unwrap_or(false)
     }
 
-    async fn remember(
-        &self,
-        (tenant, input): &Key,
-        build: &Result<Vec<longshore_protocol::Object>, String>,
-    ) -> Option<String> {
-        let put = async {
-            let mut db = self.store.write().await?;
-            content::put_build(&mut db, tenant, *input, build, clock::now_ms()).await?;
-            db.commit().await?;
-            // The devices' sessions are about to ask for these.
-            self.store.cache().put(tenant, [], build.iter().flatten());
-            Ok::<_, StoreError>(())
-        };
-        match put.await {
-            Ok(()) => None,
-            Err(error) => {
-                warn!(
-                    error = %chain(&error),
-                    "the build cannot be stored"
-                );
-                Some("the controller's store does not accept the build".to_owned())
-            }
-        }
+    async fn remember(&self, key: &Key, built: Built) -> Option<String> {
+        let message = "the controller's store does not accept the build";
+        (!self.shelf.put(key, built).await).then(|| message.to_owned())
     }
 
     fn finish(&self, key: &Key, failure: Option<String>) {

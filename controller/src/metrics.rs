@@ -16,6 +16,8 @@ pub struct Metrics {
     pub renders: Counter,
     /// How long builds took, in seconds.
     pub render_seconds: Histogram,
+    /// Transactions that stored builds.
+    pub build_flushes: Counter,
     /// Builds that run.
     pub builds_running: Gauge,
     /// Builds that wait for their turn.
@@ -89,6 +91,7 @@ impl Default for Metrics {
             registry: Registry::with_prefix("longshore"),
             renders: Counter::default(),
             render_seconds: seconds(),
+            build_flushes: Counter::default(),
             builds_running: Gauge::default(),
             builds_waiting: Gauge::default(),
             reconciliations: Counter::default(),
@@ -211,6 +214,11 @@ impl Metrics {
             "render_seconds",
             "Time of one kustomize build",
             self.render_seconds.clone(),
+        );
+        registry.register(
+            "build_flushes",
+            "Transactions that stored kustomize builds",
+            self.build_flushes.clone(),
         );
         registry.register(
             "builds_running",

@@ -308,6 +308,90 @@ async fn a_place_survives_a_panic_and_a_failure_is_told() {
     }
 }
 
+impl World {
+    /// Lets builds that were started end while somebody else writes, and returns how many transactions stored them.
+    async fn end_together(&self, builds: usize) -> u64 {
+        let before = self.builds.metrics.build_flushes.get();
+        let other = self.builds.store.write().await.unwrap();
+        self.render.may_end.add_permits(builds);
+        let all = async {
+            // One has its turn, and all others wait for theirs.
+            while self.builds.shelf.waiting() < builds - 1 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, all).await.expect("they end");
+        drop(other);
+        let none_runs = async {
+            let is_running = |job: &Job| job.phase == Phase::Running;
+            while self.builds.state().jobs.values().any(is_running) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let stored = tokio::time::timeout(DEADLINE, none_runs).await;
+        stored.expect("they are stored");
+        self.builds.metrics.build_flushes.get() - before
+    }
+}
+
+#[tokio::test]
+async fn builds_that_end_together_are_stored_together() {
+    let world = World::new(40).await;
+    let (asker, done) = world.asker("one");
+    let overlays: Vec<_> = (0..40).map(|number| format!("waits/{number}")).collect();
+    for overlay in &overlays {
+        world.start(&asker, overlay);
+    }
+    assert_eq!(world.end_together(40).await, 2, "the first, and the others");
+    for overlay in &overlays {
+        world.built("one", &done, overlay).await;
+    }
+}
+
+#[tokio::test]
+async fn a_build_that_cannot_be_stored_keeps_no_other_out() {
+    let world = World::new(5).await;
+    let (asker, done) = world.asker("one");
+    // The store knows no such tenant.
+    let (nobody, _) = world.asker("nobody");
+    world.start(&asker, "waits/0");
+    world.start(&nobody, "waits/1");
+    world.start(&asker, "waits/2");
+    world.start(&asker, "waits/3");
+    world.end_together(4).await;
+    for overlay in ["waits/0", "waits/2", "waits/3"] {
+        world.built("one", &done, overlay).await;
+    }
+    let Standing::Failed { message, .. } = world.start(&nobody, "waits/1") else {
+        panic!("nobody's build is stored");
+    };
+    assert!(message.contains("store"), "{message}");
+}
+
+/// Places are counted here, and not time.
+#[tokio::test]
+async fn ten_thousand_builds_of_one_tenant_are_one_turn_to_another() {
+    let world = World::new(2).await;
+    let (crowd, _) = world.asker("one");
+    for number in 0..10_000 {
+        world.start(&crowd, &format!("waits/{number}"));
+    }
+    world.begun(&["waits/0", "waits/1"]).await;
+    let (asker, done) = world.asker("other");
+    // Each time it comes anew, and behind everybody who waits.
+    for round in 0..5 {
+        let before = world.render.begun.borrow().len();
+        let alone = format!("alone/{round}");
+        world.start(&asker, &alone);
+        world.render.may_end.add_permits(3);
+        world.built("other", &done, &alone).await;
+        let begun = world.render.begun.borrow().clone();
+        let position = begun.iter().skip(before).position(|it| *it == alone);
+        // Behind what had its turn already, and no more.
+        assert!(position.expect("it began") <= 4, "{:?}", &begun[before..]);
+    }
+}
+
 #[tokio::test]
 async fn many_builds_are_few_pokes() {
     let world = World::new(1).await;

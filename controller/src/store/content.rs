@@ -22,32 +22,38 @@ pub enum Build {
     Failed(String),
 }
 
-/// Remembers what building `key` gave, and the objects.
-pub async fn put_build(
+/// Remembers what building each key gave, and the objects.
+pub async fn put_builds(
     db: &mut AnyConnection,
     tenant: &TenantName,
-    key: InputKey,
-    build: &Result<Vec<Object>, String>,
+    builds: &BTreeMap<InputKey, &Result<Vec<Object>, String>>,
     now: u64,
 ) -> Result<(), StoreError> {
-    let (objects, error) = match build {
-        Ok(objects) => {
-            put_objects(db, tenant, objects).await?;
-            let digests: Vec<_> = objects.iter().map(Object::digest).collect();
-            (Some(json(&digests)), None)
-        }
-        Err(message) => (None, Some(message.as_str())),
-    };
-    sqlx::query(
-        "INSERT INTO renders (tenant, input_key, objects, error, created_at)
-         VALUES ($1, $2, $3, $4, $5) ON CONFLICT (tenant, input_key) DO NOTHING",
+    let objects = builds.values().flat_map(|build| build.iter().flatten());
+    put_objects(&mut *db, tenant, objects).await?;
+    let rows: Vec<_> = builds.iter().collect();
+    in_chunks(
+        db,
+        &rows,
+        5,
+        |rows| {
+            format!(
+                "INSERT INTO renders (tenant, input_key, objects, error, created_at) VALUES {rows}
+                 ON CONFLICT (tenant, input_key) DO NOTHING"
+            )
+        },
+        |query, (key, build)| {
+            let digests = |objects: &Vec<Object>| {
+                json(&objects.iter().map(Object::digest).collect::<Vec<_>>())
+            };
+            query
+                .bind(tenant.to_string())
+                .bind(key.0.to_string())
+                .bind(build.as_ref().ok().map(digests))
+                .bind(build.as_ref().err().cloned())
+                .bind(signed(now))
+        },
     )
-    .bind(tenant.as_str())
-    .bind(key.0.to_string())
-    .bind(objects)
-    .bind(error)
-    .bind(signed(now))
-    .execute(db)
     .await?;
     Ok(())
 }

@@ -32,7 +32,7 @@ fn key(n: u32) -> InputKey {
 
 async fn put_build(database: &Database, key: InputKey, build: Result<Vec<Object>, String>) {
     let mut db = database.write().await;
-    content::put_build(&mut db, &tenant("one"), key, &build, 1)
+    content::put_builds(&mut db, &tenant("one"), &BTreeMap::from([(key, &build)]), 1)
         .await
         .unwrap();
     db.commit().await.unwrap();
@@ -112,7 +112,7 @@ async fn builds_and_objects_belong_to_their_tenant(database: Database) {
     assert!(found.is_none());
     // They may build the same, and it may fail for them.
     let failed = Err("not here".to_owned());
-    content::put_build(&mut db, &theirs, key(1), &failed, 1)
+    content::put_builds(&mut db, &theirs, &BTreeMap::from([(key(1), &failed)]), 1)
         .await
         .unwrap();
     let builds = content::builds(&mut db, &tenant("one"), &[key(1)])
@@ -138,7 +138,7 @@ async fn much_content_passes_the_chunk_limit(database: Database) {
     content::put_sets(&mut db, &one, []).await.unwrap();
     for n in 0..MANY {
         let build = Ok(vec![all[n as usize].clone()]);
-        content::put_build(&mut db, &one, key(n), &build, 1)
+        content::put_builds(&mut db, &one, &BTreeMap::from([(key(n), &build)]), 1)
             .await
             .unwrap();
     }
@@ -253,7 +253,7 @@ async fn what_is_damaged_is_mended_by_writing_it_again(database: Database) {
     let put = async || {
         let mut db = database.write().await;
         let build = Ok(all.to_vec());
-        content::put_build(&mut db, &one, key(1), &build, 1)
+        content::put_builds(&mut db, &one, &BTreeMap::from([(key(1), &build)]), 1)
             .await
             .unwrap();
         content::put_sets(&mut db, &one, [&set]).await.unwrap();

@@ -356,6 +356,7 @@ async fn use_everything(store: &Store) {
     tenants::operator(db, hash).await.unwrap();
 
     fleets::links(db).await.unwrap();
+    fleets::keep(db, [&shops]).await.unwrap();
     fleets::list(db, tenant).await.unwrap();
     fleets::find(db, &shops).await.unwrap();
     fleets::set_status(db, &shops, &FleetStatus::default())
@@ -458,7 +459,7 @@ async fn use_everything(store: &Store) {
     proposals::delete(db, &shops, "b").await.unwrap();
 
     let build = Ok(vec![object.clone()]);
-    content::put_build(db, tenant, key, &build, 1)
+    content::put_builds(db, tenant, &BTreeMap::from([(key, &build)]), 1)
         .await
         .unwrap();
     content::builds(db, tenant, &[key]).await.unwrap();
