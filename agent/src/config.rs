@@ -5,6 +5,7 @@
 //! where it belongs is then in the state directory.
 
 mod resolve;
+mod values;
 
 use std::path::PathBuf;
 
@@ -15,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::Targets;
 use url::Url;
 
-use crate::{logs::Format, tls::Trust};
+use self::values::{Line, Period};
+use crate::{logs::Format, runtime::command::CommandSettings, tls::Trust};
 
 pub use resolve::ConfigError;
 
@@ -158,6 +160,47 @@ struct Given {
         value_name = "NAMESPACE"
     )]
     namespace: Option<String>,
+    /// The `podman` program of the podman runtime [default: `podman`, as found in PATH].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_PODMAN",
+        value_name = "PROGRAM"
+    )]
+    podman: Option<PathBuf>,
+    /// How the directory runtime tells what left the set [default: plain].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_LAYOUT",
+        value_name = "LAYOUT"
+    )]
+    layout: Option<Layout>,
+    /// The program of the command runtime with its arguments, such as `kubectl apply -f -`, split into words as a
+    /// shell would; no shell is involved.
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_COMMAND",
+        value_name = "PROGRAM [ARGUMENT…]"
+    )]
+    command: Option<Line>,
+    /// How long that program may take, such as `90s` [default: 5m].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_COMMAND_TIMEOUT",
+        value_name = "DURATION"
+    )]
+    command_timeout: Option<Period>,
+    /// After how long that program is run again although nothing changed, such as `1h` [default: never].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_COMMAND_INTERVAL",
+        value_name = "DURATION"
+    )]
+    command_interval: Option<Period>,
     /// How log lines look [default: auto, text on a terminal and JSON otherwise].
     #[arg(
         long,
@@ -185,6 +228,21 @@ enum RuntimeKind {
     Directory,
     /// A Kubernetes API server: Kubernetes, MicroShift, OpenShift, k3s.
     Kube,
+    /// Containers, through `podman kube play`.
+    Podman,
+    /// A program of your own.
+    Command,
+}
+
+/// What a directory is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Layout {
+    /// For whoever reads its kustomization.yaml.
+    #[default]
+    Plain,
+    /// For MicroShift: what left the set is named in the `delete` folder beside it.
+    Microshift,
 }
 
 /// What the process is to do.
@@ -224,6 +282,12 @@ pub enum RuntimeSettings {
     Directory(PathBuf),
     /// Apply manifests to an API server.
     Kube(KubeSettings),
+    /// The same, and name what left the set where `MicroShift` looks for it.
+    MicroShift(PathBuf),
+    /// Hand them to a program.
+    Command(CommandSettings),
+    /// Run them with this `podman` program.
+    Podman(PathBuf),
 }
 
 /// The settings of the kube runtime.

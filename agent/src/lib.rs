@@ -24,6 +24,7 @@ pub mod identity;
 pub mod ledger;
 pub mod link;
 pub mod logs;
+pub mod process;
 pub mod reconcile;
 pub mod report;
 pub mod run;

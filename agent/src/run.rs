@@ -92,7 +92,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         },
     };
     state.remove_token();
-    let runtime = runtime::of(settings.runtime, identity.device_id.clone());
+    let runtime = runtime::of(settings.runtime, (&identity).into());
     let token = identity.token;
     match work(&state, &ledger, identity, runtime, &stop).await? {
         (Ended::Stopped, _) => Ok(()),
@@ -107,7 +107,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
 fn runtime_of(settings: &Settings, state: &StateDir) -> Result<Option<Box<dyn Runtime>>, RunError> {
     Ok(state
         .identity()?
-        .map(|identity| runtime::of(settings.runtime.clone(), identity.device_id)))
+        .map(|identity| runtime::of(settings.runtime.clone(), (&identity).into())))
 }
 
 /// Enrolls; `None` where the agent was told to stop meanwhile, or was decommissioned before.

@@ -8,17 +8,21 @@
 //! prepare (fetch what is slow to fetch) ─▶ apply ─▶ health, until it is good or the deadline is over
 //! ```
 
+pub mod command;
 pub mod directory;
 pub mod health;
 pub mod kube;
+pub mod podman;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use longshore_protocol::{DeviceId, Generation, session::Holding};
 
-use self::{directory::Directory, health::ObjectHealth, kube::Kube};
-use crate::{config::RuntimeSettings, files::FileError};
+use self::{
+    command::Command, directory::Directory, health::ObjectHealth, kube::Kube, podman::Podman,
+};
+use crate::{config::RuntimeSettings, files::FileError, identity::Identity};
 
 /// Something that runs manifest sets.
 #[async_trait]
@@ -49,11 +53,34 @@ pub trait Runtime: Send + 'static {
     async fn disturbed(&mut self);
 }
 
+/// Whose sets a runtime applies.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// The device's id.
+    pub id: DeviceId,
+    /// Its name, for people.
+    pub name: String,
+}
+
+impl From<&Identity> for Owner {
+    fn from(identity: &Identity) -> Self {
+        Self {
+            id: identity.device_id.clone(),
+            name: identity.name.to_string(),
+        }
+    }
+}
+
 /// The runtime that the settings ask for, for the sets of this device.
-pub fn of(settings: RuntimeSettings, device: DeviceId) -> Box<dyn Runtime> {
+pub fn of(settings: RuntimeSettings, owner: Owner) -> Box<dyn Runtime> {
     match settings {
-        RuntimeSettings::Directory(path) => Box::new(Directory::new(path, device)),
-        RuntimeSettings::Kube(settings) => Box::new(Kube::new(settings, device)),
+        RuntimeSettings::Directory(path) => Box::new(Directory::new(path, owner.id)),
+        RuntimeSettings::MicroShift(path) => {
+            Box::new(Directory::new(path, owner.id).for_microshift())
+        }
+        RuntimeSettings::Podman(program) => Box::new(Podman::new(program, owner.id)),
+        RuntimeSettings::Command(settings) => Box::new(Command::new(settings, owner)),
+        RuntimeSettings::Kube(settings) => Box::new(Kube::new(settings, owner.id)),
     }
 }
 
@@ -138,6 +165,9 @@ pub enum ApplyError {
     /// The target cannot be worked with at all.
     #[error("{0}")]
     Unavailable(String),
+    /// The program that applies it failed.
+    #[error("{0}")]
+    Program(String),
     /// A worker died.
     #[error("applying was cut short")]
     Interrupted,
@@ -163,6 +193,7 @@ impl ApplyError {
                 _ => "ObjectsFailed",
             },
             Self::Unavailable(_) => "RuntimeUnavailable",
+            Self::Program(_) => "CommandFailed",
             Self::Interrupted => "Interrupted",
         }
     }

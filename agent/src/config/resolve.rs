@@ -1,6 +1,9 @@
 //! Many sources into one struct.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use longshore_protocol::{DeviceName, Digest};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -8,10 +11,14 @@ use serde::Serialize;
 use tracing_subscriber::filter::Targets;
 use url::Url;
 
-use super::{Given, KubeSettings, RuntimeKind, RuntimeSettings, Settings, TokenSource};
-use crate::{facts, logs::Format, tls::Trust};
+use super::{
+    Given, KubeSettings, Layout, RuntimeKind, RuntimeSettings, Settings, TokenSource,
+    values::{Line, Period},
+};
+use crate::{facts, logs::Format, runtime::command::CommandSettings, tls::Trust};
 
 const DEFAULT_FILE: &str = "/etc/longshore/agent.toml";
+const DEFAULT_COMMAND_TIMEOUT: Period = Period(Duration::from_mins(5));
 const DEFAULT_STATE_DIR: &str = "/var/lib/longshore-agent";
 
 /// What is wrong with the settings.
@@ -34,6 +41,9 @@ pub enum ConfigError {
     /// The filter does not parse.
     #[error("--log `{0}` is no filter: give a level, or `level,module=level,…`")]
     Log(String),
+    /// The command runtime without a command.
+    #[error("--runtime command needs --command, the program that gets the manifests")]
+    NoCommand,
     /// A token file without a token.
     #[error("{0} holds no token")]
     EmptyToken(PathBuf),
@@ -74,6 +84,13 @@ struct Shown<'a> {
     context: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<&'a str>,
+    podman: &'a Path,
+    layout: Layout,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<&'a Line>,
+    command_timeout: Period,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_interval: Option<Period>,
     log: &'a str,
     log_format: Format,
 }
@@ -108,6 +125,10 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
         .directory
         .clone()
         .unwrap_or_else(|| state_dir.join("manifests"));
+    let layout = given.layout.unwrap_or_default();
+    let timeout = given.command_timeout.unwrap_or(DEFAULT_COMMAND_TIMEOUT);
+    let folder = state_dir.join("command");
+    let podman = given.podman.clone().unwrap_or_else(|| "podman".into());
     let log_format = given.log_format.unwrap_or_default();
     let name = given.name.clone().or_else(facts::host_name);
     let runtime = given.runtime.unwrap_or_default();
@@ -124,13 +145,28 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
         kubeconfig: given.kubeconfig.as_deref(),
         context: given.context.as_deref(),
         namespace: given.namespace.as_deref(),
+        podman: &podman,
+        layout,
+        command: given.command.as_ref(),
+        command_timeout: timeout,
+        command_interval: given.command_interval,
         log,
         log_format,
     };
     // Paths that are not UTF-8 are the one thing that TOML cannot say.
     let shown = toml::to_string(&shown).unwrap_or_else(|error| format!("# {error}\n"));
     let runtime = match runtime {
+        RuntimeKind::Directory if layout == Layout::Microshift => {
+            RuntimeSettings::MicroShift(directory)
+        }
         RuntimeKind::Directory => RuntimeSettings::Directory(directory),
+        RuntimeKind::Podman => RuntimeSettings::Podman(podman),
+        RuntimeKind::Command => RuntimeSettings::Command(CommandSettings {
+            line: given.command.ok_or(ConfigError::NoCommand)?.words,
+            timeout: timeout.0,
+            interval: given.command_interval.map(|period| period.0),
+            folder,
+        }),
         RuntimeKind::Kube => RuntimeSettings::Kube(KubeSettings {
             kubeconfig: given.kubeconfig,
             context: given.context,
@@ -173,6 +209,11 @@ impl Given {
             kubeconfig: self.kubeconfig.or(below.kubeconfig),
             context: self.context.or(below.context),
             namespace: self.namespace.or(below.namespace),
+            podman: self.podman.or(below.podman),
+            layout: self.layout.or(below.layout),
+            command: self.command.or(below.command),
+            command_timeout: self.command_timeout.or(below.command_timeout),
+            command_interval: self.command_interval.or(below.command_interval),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
         }
@@ -288,6 +329,48 @@ mod tests {
             shown.contains("runtime = \"kube\"") && shown.contains("namespace = \"shop\""),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn a_runtimes_settings_are_its_own() {
+        let args = [
+            "--runtime",
+            "command",
+            "--command",
+            "oc apply -f -",
+            "--state-dir",
+            "/s",
+        ];
+        let all = [&args[..], &["--command-interval", "1h"]].concat();
+        let RuntimeSettings::Command(command) = settings(&all).runtime else {
+            panic!()
+        };
+        assert_eq!(command.line, ["oc", "apply", "-f", "-"]);
+        assert_eq!(
+            (
+                command.timeout.as_secs(),
+                command.interval.unwrap().as_secs()
+            ),
+            (300, 3600)
+        );
+        assert_eq!(command.folder, Path::new("/s/command"));
+        let Task::Print(shown) = parse(&[&["config"], &all[..]].concat()).unwrap() else {
+            panic!()
+        };
+        let read: Given = toml::from_str(&shown).unwrap();
+        assert_eq!(read.command.unwrap().words, command.line);
+        let RuntimeSettings::MicroShift(path) =
+            settings(&["--layout", "microshift", "--directory", "/m/longshore"]).runtime
+        else {
+            panic!()
+        };
+        assert_eq!(path, Path::new("/m/longshore"));
+        let RuntimeSettings::Podman(program) = settings(&["--runtime", "podman"]).runtime else {
+            panic!()
+        };
+        assert_eq!(program, Path::new("podman"));
+        let error = parse(&["--runtime", "command"]).unwrap_err().to_string();
+        assert!(error.contains("needs --command"), "{error}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod content;
 mod inventory;
 mod names;
 mod pass;
+mod removals;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -44,6 +45,8 @@ use crate::files::Folder;
 pub struct Directory {
     path: PathBuf,
     device: DeviceId,
+    /// Where what left the set is named, for `MicroShift`.
+    removals: Option<PathBuf>,
     watch: Watch,
 }
 
@@ -53,17 +56,30 @@ impl Directory {
         Self {
             path,
             device,
+            removals: None,
             watch: Watch::default(),
         }
     }
 
+    /// And names what left the set where `MicroShift` looks for what to delete: in a folder of the same name in
+    /// `delete`, beside this one.
+    #[must_use]
+    pub fn for_microshift(mut self) -> Self {
+        self.removals = removals::path(&self.path);
+        self
+    }
+
     async fn blocking(
         &self,
-        work: impl FnOnce(&Path, &DeviceId) -> Result<Changes, ApplyError> + Send + 'static,
+        work: impl FnOnce(&Path, &DeviceId, Option<&Path>) -> Result<Changes, ApplyError>
+        + Send
+        + 'static,
     ) -> Result<Changes, ApplyError> {
         let (path, device) = (self.path.clone(), self.device.clone());
+        let removals = self.removals.clone();
         let span = tracing::Span::current();
-        tokio::task::spawn_blocking(move || span.in_scope(|| work(&path, &device)))
+        let work = move || span.in_scope(|| work(&path, &device, removals.as_deref()));
+        tokio::task::spawn_blocking(work)
             .await
             .unwrap_or(Err(ApplyError::Interrupted))
     }
@@ -77,7 +93,12 @@ impl Runtime for Directory {
 
     async fn apply(&mut self, holding: Arc<Holding>) -> Result<Changes, ApplyError> {
         let changes = self
-            .blocking(move |path, device| Pass::new(&Folder::create(path)?, device).apply(&holding))
+            .blocking(move |path, device, removals| {
+                let removals = removals.map(removals::open).transpose()?;
+                Pass::new(&Folder::create(path)?, device)
+                    .naming(removals.as_ref())
+                    .apply(&holding)
+            })
             .await;
         // Before the first pass there may be no directory to watch; after any, another one of that name.
         self.watch.follow(&self.path);
@@ -85,8 +106,11 @@ impl Runtime for Directory {
     }
 
     async fn clear(&mut self) -> Result<Changes, ApplyError> {
-        self.blocking(|path, device| match Folder::open(path) {
-            Ok(folder) => Pass::new(&folder, device).clear(),
+        self.blocking(|path, device, removals| match Folder::open(path) {
+            Ok(folder) => {
+                let removals = removals.map(removals::open).transpose()?;
+                Pass::new(&folder, device).naming(removals.as_ref()).clear()
+            }
             Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => {
                 Ok(Changes::default())
             }

@@ -218,3 +218,34 @@ async fn many_objects_with_unusual_names() {
     }
     agrees(objects).await;
 }
+
+#[tokio::test]
+async fn microshift_can_read_what_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("longshore");
+    let mut runtime = Directory::new(path, DeviceId::from_random([1; 16])).for_microshift();
+    let map = |name: &str| config_map(name, &json!({"a": "b"}));
+    let hook = Object::from_value(&json!({"apiVersion": "example.com/v1", "kind": "Camera",
+        "metadata": {"name": "Front Door: 1"}, "spec": {"a": 1}}))
+    .unwrap();
+    let first = holding(1, [map("a"), map("b"), hook]);
+    runtime.apply(Arc::new(first)).await.unwrap();
+    runtime
+        .apply(Arc::new(holding(2, [map("b")])))
+        .await
+        .unwrap();
+    let mut left: Vec<_> = build(&dir.path().join("delete/longshore"))
+        .iter()
+        .map(Object::value)
+        .collect();
+    left.sort_by_key(Value::to_string);
+    assert_eq!(
+        left,
+        [
+            json!({"apiVersion": "example.com/v1", "kind": "Camera", "metadata": {"name": "Front Door: 1"}}),
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "shop"}}),
+        ]
+    );
+    runtime.clear().await.unwrap();
+    assert_eq!(build(&dir.path().join("delete/longshore")).len(), 3);
+}

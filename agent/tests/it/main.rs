@@ -8,12 +8,14 @@
     reason = "a test's helpers fail by panicking"
 )]
 
+mod command;
 mod disk;
 mod edge;
 mod enrolling;
 mod kustomize;
 mod linking;
 mod pki;
+mod podman;
 mod process;
 mod public;
 mod reconciling;

@@ -7,10 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use longshore_protocol::{DeviceId, message::Held};
+use longshore_protocol::{DeviceId, ObjectKey, message::Held};
 use serde::{Deserialize, Serialize};
 
-use super::{content, names};
+use super::{content, names, removals::Applied};
 use crate::files::{FileError, Folder, Found};
 
 pub(super) const FILE: &str = ".longshore-inventory.json";
@@ -27,6 +27,12 @@ pub(super) struct Inventory {
     pub(super) held: Option<Held>,
     /// The files, `kustomization.yaml` among them.
     pub(super) files: BTreeSet<String>,
+    /// Their objects, where what leaves is to be named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) objects: Vec<Applied>,
+    /// What has left and is named, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) removed: Vec<ObjectKey>,
 }
 
 impl Inventory {

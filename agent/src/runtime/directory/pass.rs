@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use longshore_protocol::{DeviceId, session::Holding};
+use longshore_protocol::{DeviceId, ObjectKey, session::Holding};
 
 use super::{
     content,
     inventory::{self, Inventory, MOST_FILE_BYTES},
     names,
+    removals::{self, Applied},
 };
 use crate::{
     files::{Folder, Found, TEMPORARY},
@@ -22,6 +23,8 @@ const ADVICE: &str = "move it away, or give the agent a directory of its own";
 pub(super) struct Pass<'a> {
     folder: &'a Folder,
     device: &'a DeviceId,
+    /// Where what left the set is named.
+    removals: Option<&'a Folder>,
     changes: Changes,
 }
 
@@ -30,12 +33,19 @@ impl<'a> Pass<'a> {
         Self {
             folder,
             device,
+            removals: None,
             changes: Changes::default(),
         }
     }
 
+    /// And names in this folder what leaves the set.
+    pub(super) fn naming(mut self, removals: Option<&'a Folder>) -> Self {
+        self.removals = removals;
+        self
+    }
+
     /// Makes the folder match the holding.
-    pub(super) fn apply(mut self, holding: &Holding) -> Result<Changes, ApplyError> {
+    pub(super) fn apply(self, holding: &Holding) -> Result<Changes, ApplyError> {
         let recorded = Inventory::read(self.folder)?;
         let held = holding.held();
         if let Some(before) = recorded.held
@@ -45,6 +55,11 @@ impl<'a> Pass<'a> {
         {
             return Err(ApplyError::Conflict(held.generation));
         }
+        self.match_to(holding, &recorded)
+    }
+
+    /// Makes the folder match, whatever it was made for before.
+    fn match_to(mut self, holding: &Holding, recorded: &Inventory) -> Result<Changes, ApplyError> {
         let names = names::of(holding.set());
         let mut wanted: BTreeSet<_> = names.iter().cloned().collect();
         if wanted.len() < names.len() {
@@ -56,15 +71,25 @@ impl<'a> Pass<'a> {
         if !names.is_empty() {
             wanted.insert(KUSTOMIZATION.to_owned());
         }
-        self.check_foreign(&recorded, &wanted)?;
+        self.check_foreign(recorded, &wanted)?;
 
         let mut claimed = recorded.clone();
         claimed.device = Some(self.device.clone());
-        claimed.held = Some(held);
+        claimed.held = Some(holding.held());
         claimed.files.extend(wanted.iter().cloned());
-        if claimed != recorded {
+        let objects = names.iter().zip(holding.objects());
+        let objects: Vec<_> = objects
+            .map(|(name, object)| Applied::of(name, object))
+            .collect();
+        if self.removals.is_some() {
+            let before = removals::objects_of(self.folder, recorded)?;
+            claimed.removed = removals::due(&self.named(recorded)?, &before, &objects);
+            claimed.objects = removals::together(before, &objects);
+        }
+        if claimed != *recorded {
             claimed.write(self.folder)?;
         }
+        self.name_removals(&claimed, holding)?;
         for (name, object) in names.iter().zip(holding.objects()) {
             self.put(name, &content::of_object(name, object))?;
         }
@@ -75,16 +100,63 @@ impl<'a> Pass<'a> {
             )?;
         }
         self.take_all(claimed.files.difference(&wanted))?;
-        if claimed.files != wanted {
+        let kept = if self.removals.is_some() {
+            objects
+        } else {
+            Vec::new()
+        };
+        if claimed.files != wanted || claimed.objects != kept {
             claimed.files = wanted;
+            claimed.objects = kept;
             claimed.write(self.folder)?;
         }
         self.finish()
     }
 
+    /// What is named as having left.
+    fn named(&self, recorded: &Inventory) -> Result<Vec<ObjectKey>, ApplyError> {
+        match self.removals {
+            // The inventory was lost; the folder itself still says it.
+            Some(folder) if recorded.device.is_none() => Ok(removals::named_in(folder)?),
+            _ => Ok(recorded.removed.clone()),
+        }
+    }
+
+    /// Names what left before its file goes, and names what came back no more before its file comes.
+    fn name_removals(&mut self, claimed: &Inventory, holding: &Holding) -> Result<(), ApplyError> {
+        let Some(folder) = self.removals else {
+            return Ok(());
+        };
+        let objects = removals::objects(&claimed.removed);
+        let revision = holding.revision().to_owned();
+        let named = Holding::new(holding.generation(), revision, objects)
+            .map_err(|error| ApplyError::Unrepresentable(error.to_string()))?;
+        let recorded = Inventory::read(folder)?;
+        let changes = Pass::new(folder, self.device).match_to(&named, &recorded)?;
+        let below = |name: String| format!("delete/{name}");
+        self.changes
+            .written
+            .extend(changes.written.into_iter().map(below));
+        self.changes
+            .removed
+            .extend(changes.removed.into_iter().map(below));
+        Ok(())
+    }
+
     /// Removes everything that is ours.
     pub(super) fn clear(mut self) -> Result<Changes, ApplyError> {
-        let recorded = Inventory::read(self.folder)?;
+        let mut recorded = Inventory::read(self.folder)?;
+        if self.removals.is_some() {
+            let before = removals::objects_of(self.folder, &recorded)?;
+            recorded.removed = removals::due(&self.named(&recorded)?, &before, &[]);
+            let generation = recorded
+                .held
+                .map(|held| held.generation)
+                .unwrap_or_default();
+            let nothing = Holding::new(generation, String::new(), [])
+                .map_err(|error| ApplyError::Unrepresentable(error.to_string()))?;
+            self.name_removals(&recorded, &nothing)?;
+        }
         self.take_all(&recorded.files)?;
         self.folder.remove(inventory::FILE)?;
         self.finish()

@@ -11,7 +11,7 @@ use longshore_protocol::{DeviceId, Generation, Object, session::Holding};
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::{inventory, pass::Pass};
+use super::{inventory, pass::Pass, removals};
 use crate::{
     files::Folder,
     runtime::{ApplyError, Changes},
@@ -191,12 +191,160 @@ fn clearing_leaves_what_is_not_ours() {
     assert_eq!(folder.names().unwrap(), ["notes.txt"]);
 }
 
+/// A folder for manifests, and the one beside it for what left.
+struct MicroShift(tempfile::TempDir);
+
+impl MicroShift {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn folder(&self) -> std::path::PathBuf {
+        self.0.path().join("longshore")
+    }
+
+    fn removals(&self) -> std::path::PathBuf {
+        removals::path(&self.folder()).unwrap()
+    }
+
+    fn apply(&self, holding: &Holding) -> Result<Changes, ApplyError> {
+        self.apply_with(holding, None)
+    }
+
+    fn apply_with(&self, holding: &Holding, fuse: Option<usize>) -> Result<Changes, ApplyError> {
+        let fuse = fuse.map(|fuse| Arc::new(fuse.into()));
+        let mut folder = Folder::create(&self.folder())?;
+        let mut removals = removals::open(&self.removals())?;
+        folder.fuse.clone_from(&fuse);
+        removals.fuse = fuse;
+        Pass::new(&folder, &device())
+            .naming(Some(&removals))
+            .apply(holding)
+    }
+
+    /// The names of the objects that are named as having left, from what the listed files say.
+    fn named(&self) -> BTreeSet<String> {
+        let found = files(&self.removals());
+        let listed = listed(&found);
+        assert_eq!(
+            listed.len(),
+            found.len().saturating_sub(usize::from(!listed.is_empty()))
+        );
+        let name = |file: &String| {
+            let text = String::from_utf8(found[file].clone()).unwrap();
+            let value: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+            value["metadata"]["name"].as_str().unwrap().to_owned()
+        };
+        listed.iter().map(name).collect()
+    }
+}
+
+fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
+    names.map(str::to_owned).into()
+}
+
+#[test]
+fn microshift_is_told_what_left_and_not_what_came_back() {
+    let machine = MicroShift::new();
+    machine.apply(&of(1, &["a", "b", "c"])).unwrap();
+    assert_eq!(machine.named(), names([]));
+    let changes = machine.apply(&of(2, &["b"])).unwrap();
+    assert_eq!(machine.named(), names(["a", "c"]));
+    assert!(
+        changes
+            .written
+            .contains(&"delete/v1.configmap.a.yaml".to_owned()),
+        "{changes:?}"
+    );
+    assert_eq!(
+        machine.removals(),
+        machine.0.path().join("delete/longshore")
+    );
+    assert!(machine.apply(&of(2, &["b"])).unwrap().is_empty());
+    machine.apply(&of(3, &["a", "d"])).unwrap();
+    assert_eq!(machine.named(), names(["b", "c"]));
+    // No more is left of it than what names it.
+    let left = std::fs::read_to_string(machine.removals().join("v1.configmap.b.yaml")).unwrap();
+    assert!(
+        left.contains("name: b") && !left.contains("version"),
+        "{left}"
+    );
+    // What hands did there is undone, too.
+    std::fs::remove_file(machine.removals().join("v1.configmap.b.yaml")).unwrap();
+    machine.apply(&of(3, &["a", "d"])).unwrap();
+    assert_eq!(machine.named(), names(["b", "c"]));
+
+    // A decommissioned device names everything, and leaves that for MicroShift to read.
+    let folder = Folder::open(&machine.folder()).unwrap();
+    let removals = removals::open(&machine.removals()).unwrap();
+    Pass::new(&folder, &device())
+        .naming(Some(&removals))
+        .clear()
+        .unwrap();
+    assert_eq!(machine.named(), names(["a", "b", "c", "d"]));
+    assert!(files(&machine.folder()).is_empty());
+    // And what another life brings back is not deleted again.
+    machine.apply(&of(1, &["a"])).unwrap();
+    assert_eq!(machine.named(), names(["b", "c", "d"]));
+}
+
+#[test]
+fn what_left_is_known_without_an_inventory_and_from_before_there_was_this_layout() {
+    let machine = MicroShift::new();
+    apply(&machine.folder(), &of(1, &["a", "b", "c"])).unwrap();
+    machine.apply(&of(1, &["a", "b", "c"])).unwrap();
+    machine.apply(&of(2, &["b", "c"])).unwrap();
+    std::fs::remove_file(machine.folder().join(inventory::FILE)).unwrap();
+    machine.apply(&of(3, &["c"])).unwrap();
+    assert_eq!(machine.named(), names(["a", "b"]));
+}
+
+#[test]
+fn what_is_to_stay_is_not_named() {
+    let machine = MicroShift::new();
+    let kept = Object::from_value(&json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "kept", "annotations": {"longshore.dev/prune": "disabled"}}}))
+    .unwrap();
+    let kept = Holding::new(Generation::from(1), "c0ffee".into(), [kept]).unwrap();
+    machine.apply(&kept).unwrap();
+    machine.apply(&of(2, &["a"])).unwrap();
+    assert_eq!(machine.named(), names([]));
+    assert!(!machine.folder().join("v1.configmap.kept.yaml").exists());
+}
+
 fn set() -> impl Strategy<Value = BTreeMap<String, u8>> {
     proptest::collection::btree_map("[a-f]", 0_u8..3, 0..6)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn killed_at_any_point_everything_that_left_is_named_and_nothing_else(
+        sets in proptest::collection::vec((set(), 0_usize..120), 1..5),
+        last in set(),
+    ) {
+        let machine = MicroShift::new();
+        let (mut generation, mut seen, mut applied) = (0, BTreeSet::new(), BTreeSet::new());
+        for (set, fuse) in sets {
+            generation += 1;
+            applied.extend(set.keys().cloned());
+            drop(machine.apply_with(&holding(generation, &set), Some(fuse)));
+            // What MicroShift would apply now.
+            for file in listed(&files(&machine.folder())) {
+                let name = file.strip_prefix("v1.configmap.").unwrap();
+                seen.insert(name.strip_suffix(".yaml").unwrap().to_owned());
+            }
+        }
+        machine.apply(&holding(generation + 1, &last)).unwrap();
+        let target: BTreeSet<_> = last.keys().cloned().collect();
+        let named = machine.named();
+        prop_assert!(named.is_disjoint(&target), "{named:?} {target:?}");
+        prop_assert!(seen.difference(&target).all(|name| named.contains(name)), "{seen:?} {named:?}");
+        prop_assert!(named.is_subset(&applied));
+        prop_assert_eq!(listed(&files(&machine.folder())).len(), target.len());
+        prop_assert!(machine.apply(&holding(generation + 1, &last)).unwrap().is_empty());
+    }
 
     #[test]
     fn from_any_state_killed_at_any_point_it_ends_in_exactly_the_target(
