@@ -17,7 +17,7 @@ use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use self::values::{Line, Period};
-use crate::{logs::Format, runtime::command::CommandSettings, tls::Trust};
+use crate::{logs::Format, runtime::command::CommandSettings, tls::Trust, update::Policy};
 
 pub use resolve::ConfigError;
 
@@ -201,6 +201,49 @@ struct Given {
         value_name = "DURATION"
     )]
     command_interval: Option<Period>,
+    /// When updates may begin, `CRON TIMEZONE for DURATION`: "0 2 * * 6 Europe/Madrid for 3h". May be given
+    /// several times [default: at any time].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_UPDATE_WINDOW",
+        value_name = "WINDOW",
+        value_delimiter = ';'
+    )]
+    update_window: Vec<String>,
+    /// How long a new set may take to become healthy before the last good one comes back, such as 10m, or
+    /// `never` [default: 10m].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_PROGRESS_DEADLINE",
+        value_name = "DURATION"
+    )]
+    progress_deadline: Option<String>,
+    /// A program to run before an update begins. Where it fails, the update waits, and is tried again.
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_BEFORE_UPDATE",
+        value_name = "PROGRAM"
+    )]
+    before_update: Option<PathBuf>,
+    /// A program to run after an update, once it is healthy. Where it fails, the update counts as not healthy.
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_AFTER_UPDATE",
+        value_name = "PROGRAM"
+    )]
+    after_update: Option<PathBuf>,
+    /// How long each of these two may run [default: 5m].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_HOOK_TIMEOUT",
+        value_name = "DURATION"
+    )]
+    hook_timeout: Option<Period>,
     /// How log lines look [default: auto, text on a terminal and JSON otherwise].
     #[arg(
         long,
@@ -261,6 +304,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// What to apply to.
     pub runtime: RuntimeSettings,
+    /// How careful updates are.
+    pub updates: Policy,
     /// Where to enroll.
     pub server: Option<Url>,
     /// How to know that server.

@@ -11,6 +11,9 @@
 //! counts as empty rather than falling back to the one before it, which becomes `ledger.superseded` and is
 //! for people only: what runs stays as it is, and the controller offers the whole set again. A generation
 //! never falls because of a bad sector.
+//!
+//! Beside them are `ledger.good`, the last set that was applied and healthy, and `ledger.way`, what was decided
+//! on the way to the next ([`crate::update`]).
 
 mod format;
 
@@ -18,13 +21,18 @@ use std::sync::Arc;
 
 use longshore_protocol::session::Holding;
 
-use crate::files::{FileError, Folder, Found};
+use crate::{
+    files::{FileError, Folder, Found},
+    update::{Record, Way},
+};
 
 pub use format::InvalidLedger;
 
 const PREFIX: &str = "ledger.";
 const CORRUPT: &str = "ledger.corrupt-";
 const SUPERSEDED: &str = "ledger.superseded";
+const GOOD: &str = "ledger.good";
+const WAY: &str = "ledger.way";
 const GENERATIONS_KEPT: usize = 2;
 const CORRUPT_KEPT: usize = 3;
 /// Far beyond what a device runs; a file beyond it is not read into memory.
@@ -122,6 +130,50 @@ impl Ledger {
             self.folder.remove(&old)?;
         }
         Ok(())
+    }
+
+    /// Remembers the last set that was applied and healthy.
+    pub fn store_good(&self, holding: &Holding) -> Result<(), FileError> {
+        self.folder.write(GOOD, &format::encode(holding))?;
+        self.folder.sync()
+    }
+
+    /// Remembers what was decided on the way to another.
+    pub fn store_way(&self, way: &Way) -> Result<(), FileError> {
+        // A struct of numbers and strings always serializes.
+        let content = serde_json::to_vec(way).unwrap_or_default();
+        self.folder.write(WAY, &content)?;
+        self.folder.sync()
+    }
+
+    /// What [`Self::store_good`] and [`Self::store_way`] remembered. What cannot be read is as if it had not
+    /// been: the set that was accepted last is then applied as if it were the first.
+    pub fn record(&self) -> Record {
+        let good = self.file(GOOD).and_then(|content| {
+            format::decode(&content)
+                .inspect_err(|wrong| tracing::warn!(%wrong, "the last good set is damaged"))
+                .ok()
+        });
+        let way = self.file(WAY).and_then(|content| {
+            serde_json::from_slice(&content)
+                .inspect_err(|wrong| tracing::warn!(%wrong, "the record of updates is damaged"))
+                .ok()
+        });
+        Record {
+            good: good.map(Arc::new),
+            way: way.unwrap_or_default(),
+        }
+    }
+
+    fn file(&self, name: &str) -> Option<Vec<u8>> {
+        match self.folder.read(name, MOST_BYTES) {
+            Ok(Found::File { content, .. }) => Some(content),
+            Ok(Found::Nothing | Found::Other) => None,
+            Err(error) => {
+                tracing::warn!(name, error = crate::causes(&error), "cannot be read");
+                None
+            }
+        }
     }
 
     /// Forgets every set.

@@ -31,6 +31,7 @@ pub mod run;
 pub mod runtime;
 pub mod sim;
 pub mod tls;
+pub mod update;
 
 /// An error and its causes in one line.
 pub(crate) fn causes(error: &dyn std::error::Error) -> String {

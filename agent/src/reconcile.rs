@@ -6,11 +6,18 @@
 //!
 //! Then it asks how the objects fare, more often while some are on their way, and says so in `Healthy`.
 //!
+//! Which set that is, [`crate::update`] decides: the one that was accepted, or, while that has to wait or has
+//! failed, the last good one.
+//!
 //! A pass that changes something although this holding was applied before has repaired drift. `Drifted` then
 //! says what, at least until the next timed pass finds everything in place.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use jiff::Timestamp;
 use longshore_protocol::{
     message::{Held, Phase},
     session::Holding,
@@ -20,11 +27,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
-    report::{APPLIED, DRIFTED, HEALTHY, Reporter},
+    causes,
+    files::FileError,
+    ledger::Ledger,
+    report::{APPLIED, DRIFTED, HEALTHY, LEDGER_WRITABLE, ROLLED_BACK, Reporter, UPDATE_HELD},
     runtime::{
         ApplyError, Changes, Runtime,
         health::{self, Health},
     },
+    update::{self, Aim, Stay, Updates},
 };
 
 /// How often to look.
@@ -57,7 +68,21 @@ pub struct Reconciler<R: ?Sized> {
     reporter: Reporter,
     timing: Timing,
     backoff: Backoff,
+    /// What the runtime matched last.
     applied: Option<Held>,
+    /// Whether there is something in the runtime that other hands could change.
+    is_watched: bool,
+    /// The set that the hook after updates ran for last.
+    followed_up: Option<Held>,
+    updates: Updates,
+    ledger: Option<Arc<Ledger>>,
+}
+
+/// What a pass is about.
+struct Pass {
+    /// What was accepted, which is what the report is about.
+    held: Held,
+    cause: Cause,
 }
 
 /// Why there is another pass.
@@ -84,7 +109,19 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
             timing,
             backoff,
             applied: None,
+            is_watched: false,
+            followed_up: None,
+            updates: Updates::default(),
+            ledger: None,
         }
+    }
+
+    /// Moves from set to set as `updates` decides, and keeps in `ledger` what the next start has to know.
+    #[must_use]
+    pub fn carefully(mut self, updates: Updates, ledger: Arc<Ledger>) -> Self {
+        self.updates = updates;
+        self.ledger = Some(ledger);
+        self
     }
 
     /// Runs until it is stopped, and gives the runtime back. A pass that has begun is finished first.
@@ -109,39 +146,238 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
         tokio::select! {
             // Nobody can name another target once the other end is gone, but the present one still counts.
             Ok(()) = self.target.changed() => Cause::Target,
-            () = disturbance, if self.applied.is_some() => Cause::Disturbance,
+            () = disturbance, if self.is_watched => Cause::Disturbance,
             () = timer => Cause::Timer,
         }
     }
 
     /// One pass; returns after how long there should be another one at the latest.
     async fn pass(&mut self, cause: Cause) -> Duration {
-        let Some(holding) = self.target.borrow_and_update().clone() else {
+        let Some(accepted) = self.target.borrow_and_update().clone() else {
             return self.timing.check;
         };
-        let held = holding.held();
-        let fresh = self.applied != Some(held);
-        if fresh {
-            self.reporter.phase(held, Phase::Applying);
+        let held = accepted.held();
+        let pass = Pass { held, cause };
+        let now = self.reporter.now();
+        match self.updates.aim(&accepted, now) {
+            Aim::Forward { holding, begins } => {
+                self.tell_what_is_held_back(&accepted);
+                if begins && let Err((reason, error)) = self.begin(&holding).await {
+                    return self.not_begun(&pass, reason, error).await;
+                }
+                self.reporter.withdraw(ROLLED_BACK);
+                self.forward(&pass, holding).await
+            }
+            Aim::Stay { good, why } => self.stay(&pass, good, &why, now).await,
         }
-        match self.runtime.apply(holding).await {
+    }
+
+    /// Applies what was accepted, and sees to it that it becomes healthy.
+    async fn forward(&mut self, pass: &Pass, holding: Arc<Holding>) -> Duration {
+        let held = holding.held();
+        if self.applied != Some(held) {
+            self.reporter.phase(pass.held, Phase::Applying);
+        }
+        match self.apply(pass, holding.clone()).await {
             Ok(changes) => {
+                let is_waiting = !changes.waiting.is_empty();
+                let reason = if is_waiting { "Waiting" } else { "Applied" };
+                self.reporter.holds(APPLIED, reason, changes.waits());
+                self.reporter.phase(pass.held, Phase::Applied);
+                let (health, why) = self.look_at_health().await;
+                if health != Health::Current {
+                    self.backoff.reset();
+                    return self.not_healthy(held, why, self.timing.progress).await;
+                }
+                if let Err(error) = self.follow_up(&holding).await {
+                    self.reporter.fails(HEALTHY, "AfterUpdateFailed", &error);
+                    let wait = self.backoff.after_failure();
+                    return self.not_healthy(held, error, wait).await;
+                }
                 self.backoff.reset();
-                self.succeeded(held, fresh, cause, &changes);
-                self.look_at_health().await
+                if self.updates.succeeded(&holding) {
+                    self.remember_good(holding).await;
+                }
+                self.timing.check
             }
             Err(error) => {
-                self.failed(held, &error);
+                self.failed(pass.held, &error);
+                let wait = self.backoff.after_failure().max(self.timing.settle);
                 if error.is_partial() {
                     self.look_at_health().await;
+                    return self.not_healthy(held, error.explanation(), wait).await;
                 }
+                wait
+            }
+        }
+    }
+
+    /// Keeps the last good set in place while what was accepted waits or is given up.
+    async fn stay(
+        &mut self,
+        pass: &Pass,
+        good: Arc<Holding>,
+        why: &Stay,
+        now: Timestamp,
+    ) -> Duration {
+        let mut wait = self.timing.check;
+        let (phase, reason, message) = match why {
+            Stay::Closed { opens } => {
+                let message = opens.map_or_else(
+                    || "no update window ever opens".to_owned(),
+                    |opens| format!("the next update window opens at {opens}"),
+                );
+                let until = opens.and_then(|opens| opens.duration_since(now).try_into().ok());
+                wait = until.unwrap_or(wait).min(wait);
+                self.reporter.holds(UPDATE_HELD, "OutsideWindow", &message);
+                (Phase::Pending, "OutsideWindow", message)
+            }
+            Stay::Refused(refusal) => {
+                let message = format!(
+                    "it did not become healthy, so the set of generation {} is back; the next change of the desired \
+                     state is tried again: {}",
+                    good.generation(),
+                    refusal.why
+                );
+                self.reporter.holds(ROLLED_BACK, "NotHealthy", &message);
+                (Phase::Failed, "RolledBack", message)
+            }
+        };
+        match self.apply(pass, good).await {
+            Ok(_changes) => {
+                self.backoff.reset();
+                self.reporter.fails(APPLIED, reason, message);
+                self.reporter.phase(pass.held, phase);
+                let (health, _) = self.look_at_health().await;
+                if health == Health::Current {
+                    wait
+                } else {
+                    wait.min(self.timing.progress)
+                }
+            }
+            Err(error) => {
+                self.failed(pass.held, &error);
                 self.backoff.after_failure().max(self.timing.settle)
             }
         }
     }
 
-    fn succeeded(&mut self, held: Held, fresh: bool, cause: Cause, changes: &Changes) {
-        self.applied = Some(held);
+    /// Makes the runtime match, and says what that took.
+    async fn apply(&mut self, pass: &Pass, holding: Arc<Holding>) -> Result<Changes, ApplyError> {
+        let held = holding.held();
+        let applied = self.runtime.apply(holding).await;
+        self.is_watched |= applied
+            .as_ref()
+            .map_or_else(ApplyError::is_partial, |_| true);
+        let changes = applied?;
+        let fresh = self.applied.replace(held) != Some(held);
+        self.tell_drift(held, fresh, pass.cause, &changes);
+        Ok(changes)
+    }
+
+    /// What comes before an update, while the last good set runs on.
+    async fn begin(&mut self, holding: &Arc<Holding>) -> Result<(), (&'static str, String)> {
+        self.runtime
+            .prepare(holding)
+            .await
+            .map_err(|error| (error.reason(), error.explanation()))?;
+        self.updates
+            .policy
+            .hooks
+            .before(holding)
+            .await
+            .map_err(|error| ("BeforeUpdateFailed", error.to_string()))?;
+        self.updates.began(holding.held());
+        self.remember_way().await;
+        Ok(())
+    }
+
+    /// The update cannot begin: the last good set stays, and there is another try.
+    async fn not_begun(&mut self, pass: &Pass, reason: &'static str, error: String) -> Duration {
+        tracing::warn!(generation = %pass.held.generation, reason, error, "the update does not begin; trying again");
+        self.reporter.holds(UPDATE_HELD, reason, &error);
+        self.reporter.fails(APPLIED, reason, error);
+        self.reporter.phase(pass.held, Phase::Pending);
+        if let Some(good) = self.updates.record().good.clone()
+            && let Err(error) = self.apply(pass, good).await
+        {
+            tracing::warn!(
+                error = error.explanation(),
+                "nor is the last good set in place"
+            );
+        }
+        self.backoff.after_failure().max(self.timing.settle)
+    }
+
+    /// Runs the hook after updates, once for each set.
+    async fn follow_up(&mut self, holding: &Arc<Holding>) -> Result<(), String> {
+        let held = holding.held();
+        let good = self.updates.record().good.as_ref();
+        let is_update = good.is_some_and(|good| good.held() != held);
+        if !is_update || self.followed_up == Some(held) {
+            return Ok(());
+        }
+        let after = self.updates.policy.hooks.after(holding).await;
+        after.map_err(|error| error.to_string())?;
+        self.followed_up = Some(held);
+        Ok(())
+    }
+
+    /// Gives the set up, at once, when its time is over, and has another look after `wait` before.
+    async fn not_healthy(&mut self, held: Held, why: String, wait: Duration) -> Duration {
+        if !self.updates.is_overdue(held, Instant::now()) {
+            return wait;
+        }
+        tracing::error!(generation = %held.generation, why, "not healthy in time; going back to the last good set");
+        self.updates.refuse(held, why);
+        self.remember_way().await;
+        Duration::ZERO
+    }
+
+    fn tell_what_is_held_back(&self, accepted: &Holding) {
+        let held_back = update::held_back(accepted);
+        if held_back.is_empty() {
+            self.reporter.withdraw(UPDATE_HELD);
+        } else {
+            let objects = held_back.join(", ");
+            self.reporter.holds(UPDATE_HELD, "Annotated", objects);
+        }
+    }
+
+    async fn remember_good(&mut self, holding: Arc<Holding>) {
+        let way = self.updates.record().way.clone();
+        self.remember(move |ledger| {
+            ledger.store_good(&holding)?;
+            ledger.store_way(&way)
+        })
+        .await;
+    }
+
+    async fn remember_way(&mut self) {
+        let way = self.updates.record().way.clone();
+        self.remember(move |ledger| ledger.store_way(&way)).await;
+    }
+
+    /// Where it cannot be remembered, all goes on: a restart may then repeat what was tried before.
+    async fn remember(
+        &mut self,
+        write: impl FnOnce(&Ledger) -> Result<(), FileError> + Send + 'static,
+    ) {
+        let Some(ledger) = self.ledger.clone() else {
+            return;
+        };
+        let written = tokio::task::spawn_blocking(move || write(&ledger)).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(
+                error = causes(&error),
+                "the way of the update is not recorded"
+            );
+            self.reporter
+                .fails(LEDGER_WRITABLE, "NotWritable", causes(&error));
+        }
+    }
+
+    fn tell_drift(&self, held: Held, fresh: bool, cause: Cause, changes: &Changes) {
         if fresh {
             tracing::info!(generation = %held.generation, written = changes.written.len(), removed = changes.removed.len(), "applied");
             self.reporter.fails(DRIFTED, "InPlace", "");
@@ -151,30 +387,20 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
         } else if cause == Cause::Timer {
             self.reporter.fails(DRIFTED, "InPlace", "");
         }
-        let reason = if changes.waiting.is_empty() {
-            "Applied"
-        } else {
-            "Waiting"
-        };
-        self.reporter.holds(APPLIED, reason, changes.waits());
-        self.reporter.phase(held, Phase::Applied);
     }
 
-    /// Says how the objects fare; returns when to look again.
-    async fn look_at_health(&mut self) -> Duration {
+    /// Says how the objects fare, and why not better.
+    async fn look_at_health(&mut self) -> (Health, String) {
         let Some(objects) = self.runtime.health().await else {
-            return self.timing.check;
+            return (Health::Current, String::new());
         };
-        let summary = health::summary(&objects);
-        match health::worst(&objects) {
-            Health::Current => {
-                self.reporter.holds(HEALTHY, "Current", "");
-                return self.timing.check;
-            }
-            Health::InProgress => self.reporter.unknown(HEALTHY, "InProgress", summary),
-            Health::Failed => self.reporter.fails(HEALTHY, "Failed", summary),
+        let (health, summary) = (health::worst(&objects), health::summary(&objects));
+        match health {
+            Health::Current => self.reporter.holds(HEALTHY, "Current", ""),
+            Health::InProgress => self.reporter.unknown(HEALTHY, "InProgress", &summary),
+            Health::Failed => self.reporter.fails(HEALTHY, "Failed", &summary),
         }
-        self.timing.progress
+        (health, summary)
     }
 
     fn failed(&mut self, held: Held, error: &ApplyError) {

@@ -3,6 +3,7 @@
 //! Whoever knows something changes it here; the link sends the latest state when it changed. Intermediate
 //! states may be skipped, the last one never is.
 
+use jiff::Timestamp;
 use longshore_protocol::{
     Condition, Generation, ManifestSet, condition,
     message::{Held, Phase, StatusReport},
@@ -17,6 +18,10 @@ pub const APPLIED: &str = "Applied";
 pub const DRIFTED: &str = "Drifted";
 /// What was applied is what it is meant to be; unknown while it is on its way.
 pub const HEALTHY: &str = "Healthy";
+/// What was accepted waits, and why.
+pub const UPDATE_HELD: &str = "UpdateHeld";
+/// What was accepted did not become healthy, and the last good set runs.
+pub const ROLLED_BACK: &str = "RolledBack";
 /// The ledger can be read and written.
 pub const LEDGER_WRITABLE: &str = "LedgerWritable";
 
@@ -43,6 +48,12 @@ impl Reporter {
             latest: watch::Sender::new(first),
             wall,
         }
+    }
+
+    /// The time by the clock that conditions are timed with.
+    pub fn now(&self) -> Timestamp {
+        let now = i64::try_from((self.wall)()).unwrap_or(i64::MAX);
+        Timestamp::from_millisecond(now).unwrap_or(Timestamp::MAX)
     }
 
     /// Follows the report.
@@ -74,6 +85,11 @@ impl Reporter {
     pub fn unknown(&self, kind: &str, reason: &str, message: impl Into<String>) {
         let stated = Condition::unknown(kind, reason, message, (self.wall)());
         self.change(|report| condition::set(&mut report.conditions, stated));
+    }
+
+    /// There is nothing to say of this any more.
+    pub fn withdraw(&self, kind: &str) {
+        self.change(|report| report.conditions.retain(|condition| condition.kind != kind));
     }
 
     fn change(&self, change: impl FnOnce(&mut StatusReport)) {

@@ -31,6 +31,7 @@ use crate::{
     reconcile::Reconciler,
     report::{LEDGER_WRITABLE, Reporter},
     runtime::{self, ApplyError, Runtime},
+    update::Updates,
 };
 
 /// Why the process ends with an error.
@@ -94,7 +95,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     state.remove_token();
     let runtime = runtime::of(settings.runtime, (&identity).into());
     let token = identity.token;
-    match work(&state, &ledger, identity, runtime, &stop).await? {
+    let updates = Updates::new(settings.updates, ledger.record());
+    match work(&state, &ledger, identity, runtime, updates, &stop).await? {
         (Ended::Stopped, _) => Ok(()),
         (Ended::Decommissioned { reason }, runtime) => {
             decommission::begin(&state, reason, token)?;
@@ -159,6 +161,7 @@ async fn work(
     ledger: &Arc<Ledger>,
     identity: Identity,
     runtime: Box<dyn Runtime>,
+    updates: Updates,
     stop: &CancellationToken,
 ) -> Result<(Ended, Box<dyn Runtime>), RunError> {
     let loaded = ledger.load()?;
@@ -183,7 +186,8 @@ async fn work(
         reporter.clone(),
         reconcile::Timing::default(),
         backoff(),
-    );
+    )
+    .carefully(updates, ledger.clone());
     let link = link_of(state, ledger, identity, holding, target, reporter, name);
     // The link ends first and the reconciler after it, so that either one's ending on its own is noticed.
     let (link_stops, reconciler_stops) = (stop.child_token(), CancellationToken::new());

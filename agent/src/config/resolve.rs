@@ -15,9 +15,16 @@ use super::{
     Given, KubeSettings, Layout, RuntimeKind, RuntimeSettings, Settings, TokenSource,
     values::{Line, Period},
 };
-use crate::{facts, logs::Format, runtime::command::CommandSettings, tls::Trust};
+use crate::{
+    facts,
+    logs::Format,
+    runtime::command::CommandSettings,
+    tls::Trust,
+    update::{Policy, hooks::Hooks, window::InvalidWindow},
+};
 
 const DEFAULT_FILE: &str = "/etc/longshore/agent.toml";
+const DEFAULT_HOOK_TIMEOUT: Period = Period(Duration::from_mins(5));
 const DEFAULT_COMMAND_TIMEOUT: Period = Period(Duration::from_mins(5));
 const DEFAULT_STATE_DIR: &str = "/var/lib/longshore-agent";
 
@@ -44,6 +51,12 @@ pub enum ConfigError {
     /// The command runtime without a command.
     #[error("--runtime command needs --command, the program that gets the manifests")]
     NoCommand,
+    /// An update window that is none.
+    #[error("--update-window: {0}")]
+    Window(#[from] InvalidWindow),
+    /// A deadline that is none.
+    #[error("--progress-deadline: {0}, nor `never`")]
+    Deadline(String),
     /// A token file without a token.
     #[error("{0} holds no token")]
     EmptyToken(PathBuf),
@@ -91,6 +104,14 @@ struct Shown<'a> {
     command_timeout: Period,
     #[serde(skip_serializing_if = "Option::is_none")]
     command_interval: Option<Period>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    update_window: &'a [String],
+    progress_deadline: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before_update: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after_update: Option<&'a Path>,
+    hook_timeout: Period,
     log: &'a str,
     log_format: Format,
 }
@@ -132,6 +153,7 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
     let log_format = given.log_format.unwrap_or_default();
     let name = given.name.clone().or_else(facts::host_name);
     let runtime = given.runtime.unwrap_or_default();
+    let updates = given.updates()?;
     let shown = Shown {
         server: given.server.as_ref(),
         ca_fingerprint: given.ca_fingerprint,
@@ -150,6 +172,11 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
         command: given.command.as_ref(),
         command_timeout: timeout,
         command_interval: given.command_interval,
+        update_window: &given.update_window,
+        progress_deadline: given.progress_deadline(),
+        before_update: given.before_update.as_deref(),
+        after_update: given.after_update.as_deref(),
+        hook_timeout: given.hook_timeout(),
         log,
         log_format,
     };
@@ -177,6 +204,7 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
     let settings = Settings {
         state_dir,
         runtime,
+        updates,
         server: given.server,
         trust,
         token,
@@ -214,9 +242,43 @@ impl Given {
             command: self.command.or(below.command),
             command_timeout: self.command_timeout.or(below.command_timeout),
             command_interval: self.command_interval.or(below.command_interval),
+            update_window: if self.update_window.is_empty() {
+                below.update_window
+            } else {
+                self.update_window
+            },
+            progress_deadline: self.progress_deadline.or(below.progress_deadline),
+            before_update: self.before_update.or(below.before_update),
+            after_update: self.after_update.or(below.after_update),
+            hook_timeout: self.hook_timeout.or(below.hook_timeout),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
         }
+    }
+
+    fn updates(&self) -> Result<Policy, ConfigError> {
+        let windows = self.update_window.iter().map(|text| text.parse());
+        let deadline = match self.progress_deadline() {
+            "never" => None,
+            text => Some(text.parse::<Period>().map_err(ConfigError::Deadline)?.0),
+        };
+        Ok(Policy {
+            windows: windows.collect::<Result<_, _>>()?,
+            hooks: Hooks {
+                before: self.before_update.clone(),
+                after: self.after_update.clone(),
+                timeout: self.hook_timeout().0,
+            },
+            deadline,
+        })
+    }
+
+    fn progress_deadline(&self) -> &str {
+        self.progress_deadline.as_deref().unwrap_or("10m")
+    }
+
+    fn hook_timeout(&self) -> Period {
+        self.hook_timeout.unwrap_or(DEFAULT_HOOK_TIMEOUT)
     }
 }
 
@@ -378,7 +440,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("agent.toml");
         std::fs::write(&file, "sever = 'x'").unwrap();
-        let cases: [(&[&str], &str); 4] = [
+        let cases: [(&[&str], &str); 6] = [
+            (&["--update-window", "at night"], "is no update window"),
+            (&["--progress-deadline", "soon"], "`soon` is no time"),
             (&["--server", "http://a"], "--server must be https"),
             (&["--token", "a", "--token-file", "b"], "not both"),
             (&["--log", "a=b=c"], "is no filter"),

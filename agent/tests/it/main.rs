@@ -19,6 +19,7 @@ mod podman;
 mod process;
 mod public;
 mod reconciling;
+mod updating;
 
 use std::time::Duration;
 
