@@ -350,13 +350,20 @@ impl Rewriting<'_> {
             list.map(std::mem::take).unwrap_or_default()
         };
         let mut each = list(container, "env");
+        let mut whole = Vec::new();
+        for source in list(container, "envFrom") {
+            if text(&source, "prefix").is_empty() {
+                whole.push(source);
+            } else {
+                each.extend(self.spelled_out(&source, &each)?);
+            }
+        }
         for source in each
             .iter_mut()
             .filter_map(|variable| variable.get_mut("valueFrom"))
         {
             self.variable(source, "configMapKeyRef", "secretKeyRef")?;
         }
-        let mut whole = list(container, "envFrom");
         for source in &mut whole {
             self.variable(source, "configMapRef", "secretRef")?;
         }
@@ -368,6 +375,34 @@ impl Rewriting<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The variables of an `envFrom` with a prefix, which Podman overlooks, one by one; those of `explicit` win.
+    fn spelled_out(&self, source: &Value, explicit: &[Value]) -> Result<Vec<Value>, String> {
+        let kinds = [
+            ("configMapRef", "ConfigMap", "configMapKeyRef"),
+            ("secretRef", "Secret", "secretKeyRef"),
+        ];
+        let named = kinds
+            .iter()
+            .find_map(|(member, kind, single)| Some((source.get(*member)?, *kind, *single)));
+        let Some((from, kind, single)) = named else {
+            return Err("an `envFrom` names neither a ConfigMap nor a Secret".to_owned());
+        };
+        let (name, prefix) = (text(from, "name"), text(source, "prefix"));
+        let values = match self.find(kind, name) {
+            Some(object) => contents::values(object)?,
+            None if is_optional(from) => return Ok(Vec::new()),
+            None => return Err(missing(kind, name)),
+        };
+        let variable = |key: &String| {
+            let variable = format!("{prefix}{key}");
+            let is_new = !explicit.iter().any(|it| text(it, "name") == variable);
+            is_new.then(
+                || json!({"name": variable, "valueFrom": {single: {"name": name, "key": key}}}),
+            )
+        };
+        Ok(values.keys().filter_map(variable).collect())
     }
 
     fn variable(&mut self, source: &mut Value, map: &str, secret: &str) -> Result<(), String> {

@@ -99,10 +99,11 @@ pub async fn connected_at(
     db: &mut AnyConnection,
     replica: &ReplicaId,
 ) -> Result<HashSet<DeviceId>, StoreError> {
-    let rows: Vec<(String,)> = sqlx::query_as("SELECT device FROM connections WHERE replica = $1")
-        .bind(replica.as_str())
-        .fetch_all(db)
-        .await?;
+    let rows: Vec<(String,)> =
+        sqlx::query_as("SELECT device FROM connections WHERE connections.replica = $1")
+            .bind(replica.as_str())
+            .fetch_all(db)
+            .await?;
     rows.iter()
         .map(|(id,)| parse(id, "connections.device"))
         .collect()
@@ -110,10 +111,11 @@ pub async fn connected_at(
 
 /// How many devices this replica has, as far as the store knows.
 pub async fn count_at(db: &mut AnyConnection, replica: &ReplicaId) -> Result<u64, StoreError> {
-    let (count,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM connections WHERE replica = $1")
-        .bind(replica.as_str())
-        .fetch_one(db)
-        .await?;
+    let (count,): (i64,) =
+        sqlx::query_as("SELECT COUNT(*) FROM connections WHERE connections.replica = $1")
+            .bind(replica.as_str())
+            .fetch_one(db)
+            .await?;
     Ok(unsigned(count))
 }
 
