@@ -231,6 +231,7 @@ configure() {
         microshift-manifests)
             echo 'runtime = "directory"'
             echo 'directory = "/etc/microshift/manifests.d/longshore"'
+            echo 'layout = "microshift"'
             ;;
         podman) echo 'runtime = "podman"' ;;
         esac
