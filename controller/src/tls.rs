@@ -302,3 +302,68 @@ async fn handshake(tls: &Reloadable, stream: TcpStream) -> io::Result<Stream> {
     }
     Ok(stream)
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{ClientConfig, ClientConnection};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    fn listener_and_client() -> (Arc<Reloadable>, ClientConnection) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = made.signing_key.serialize_der().try_into().unwrap();
+        let certificate = ServerCertificate::new((vec![made.cert.der().clone()], key)).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = "localhost".try_into().unwrap();
+        let client = ClientConnection::new(Arc::new(config), name).unwrap();
+        (Reloadable::new(public(certificate).unwrap()), client)
+    }
+
+    /// Fast clients do not wait: the end of the handshake and a full record of a request may come at once.
+    #[tokio::test]
+    async fn what_follows_a_handshake_may_come_with_its_end() {
+        let (tls, mut client) = listener_and_client();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let request = vec![b'x'; 16 * 1024];
+        let sent = request.clone();
+        let peer = tokio::spawn(async move {
+            while client.is_handshaking() {
+                let mut out = Vec::new();
+                client.write_tls(&mut out).unwrap();
+                peer.write_all(&out).await.unwrap();
+                let mut bytes = vec![0; 4096];
+                let read = peer.read(&mut bytes).await.unwrap();
+                assert_ne!(read, 0, "the listener ended the handshake");
+                client.read_tls(&mut &bytes[..read]).unwrap();
+                client.process_new_packets().unwrap();
+            }
+            io::Write::write_all(&mut client.writer(), &sent).unwrap();
+            let mut out = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut out).unwrap();
+            }
+            // The listener waits for the rest of the record, and has all before it.
+            let (last, most) = out.split_last().unwrap();
+            peer.write_all(most).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            peer.write_all(&[*last]).await.unwrap();
+            peer
+        });
+        let mut stream = handshake(&tls, accepted).await.unwrap();
+        let mut bytes = vec![0; request.len()];
+        stream.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(bytes, request);
+        drop(peer.await.unwrap());
+    }
+}
