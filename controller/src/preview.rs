@@ -304,20 +304,14 @@ impl Memory {
         ids: &HashMap<Digest, DeviceId>,
     ) -> Result<Side, TreeError> {
         let mut fleet = self.reader.read(tree, root);
-        for spec in fleet
-            .iter_mut()
-            .flat_map(|fleet| fleet.devices.values_mut())
-        {
-            let known = spec.public_key.as_ref().and_then(|key| ids.get(key));
+        if let Ok(fleet) = &mut fleet {
             // A device that never enrolled will be given one; it must not look undefined until then.
-            let id = || {
+            fleet.fill_in_ids(|spec| {
+                let known = spec.public_key.as_ref().and_then(|key| ids.get(key));
                 known
                     .cloned()
                     .unwrap_or_else(|| DeviceId::from_random([0; 16]))
-            };
-            if spec.id.is_none() {
-                Arc::make_mut(spec).id = Some(id());
-            }
+            });
         }
         let closures = &mut self.closures;
         Side::of(fleet, |overlays: BTreeSet<RepoPath>| {

@@ -14,16 +14,13 @@ mod conditions;
 mod decide;
 mod desire;
 mod execute;
+mod reading;
 pub mod roster;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use git2::Oid;
-use longshore_fleet::{
-    Changes as TreeChanges, ClosureCache, Closures, DeviceSpec, Fleet, FleetError, Reader,
-    RepoPath, Tree, TreeError,
-};
-use longshore_protocol::{Condition, Digest, condition};
+use longshore_fleet::{ClosureCache, Fleet, Reader, RepoPath, Tree, TreeError};
+use longshore_protocol::{Condition, condition};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, MissedTickBehavior},
@@ -31,6 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+pub use self::reading::Reading;
 use self::{execute::Execution, roster::Roster};
 use crate::{
     builds::{Asker, Builds, Purpose},
@@ -47,8 +45,7 @@ use crate::{
         mirror::{Commit, Mirror},
     },
     store::{
-        Store, StoreError,
-        devices::{self, Member},
+        Store, StoreError, devices,
         fleets::{self, FleetId, FleetStatus},
     },
 };
@@ -59,8 +56,6 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How many problems a fleet's status lists.
 const MAX_PROBLEMS: usize = 100;
-/// How many changed paths are followed. Beyond that, everything is read again.
-const MAX_CHANGES: usize = 20_000;
 
 /// Why a pass ended early. The next one starts afresh.
 #[derive(Debug, thiserror::Error)]
@@ -120,55 +115,6 @@ pub struct Reconciler {
     read: Option<Arc<Reading>>,
     roster: Roster,
     memory: desire::Memory,
-}
-
-/// What the repo says at one commit.
-pub struct Reading {
-    /// The commit.
-    pub commit: Oid,
-    /// The fleet, or why there is none.
-    pub fleet: Result<Arc<Fleet>, String>,
-    tree: Arc<dyn Tree>,
-    /// The fleet's devices by the key that their files vouch for.
-    specs: Arc<HashMap<Digest, Arc<DeviceSpec>>>,
-}
-
-impl Reading {
-    fn of(commit: Oid, fleet: Result<Fleet, String>, tree: Arc<dyn Tree>) -> Self {
-        let specs = fleet.iter().flat_map(|fleet| fleet.devices.values());
-        let specs = specs.filter_map(|spec| Some((spec.public_key?, spec.clone())));
-        let specs = Arc::new(specs.collect());
-        Self {
-            commit,
-            fleet: fleet.map(Arc::new),
-            tree,
-            specs,
-        }
-    }
-
-    /// The same fleet at another commit.
-    fn at(&self, commit: Oid, tree: Arc<dyn Tree>) -> Self {
-        Self {
-            commit,
-            fleet: self.fleet.clone(),
-            tree,
-            specs: self.specs.clone(),
-        }
-    }
-
-    /// What the repo says of this device.
-    fn spec(&self, member: &Member) -> Option<&Arc<DeviceSpec>> {
-        self.specs.get(&member.public_key)
-    }
-}
-
-impl std::fmt::Debug for Reading {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reading")
-            .field("commit", &self.commit)
-            .field("fleet", &self.fleet)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Reconciler {
@@ -234,7 +180,8 @@ impl Reconciler {
         let Some(row) = fleets::find(&mut db, &self.parts.fleet).await? else {
             return Ok(());
         };
-        self.roster.refresh(&mut db, &row).await?;
+        let changed = self.roster.refresh(&mut db, &row).await?;
+        self.memory.doubt(changed);
         drop(db);
         let mut status = row.status.clone();
         condition::set(
@@ -263,7 +210,8 @@ impl Reconciler {
         if self.approve(&reading).await? {
             let mut db = self.parts.store.read().await?;
             if let Some(row) = fleets::find(&mut db, &self.parts.fleet).await? {
-                self.roster.refresh(&mut db, &row).await?;
+                let changed = self.roster.refresh(&mut db, &row).await?;
+                self.memory.doubt(changed);
             }
         }
         self.steer(&row, status, &commit, &reading, fleet).await
@@ -279,36 +227,24 @@ impl Reconciler {
         let tree: Arc<dyn Tree> = self.parts.mirror.tree(commit.id).await?;
         let mut reader = std::mem::take(&mut self.reader);
         let mut closures = std::mem::take(&mut self.closures);
-        let identity = self.parts.builds.identity().to_owned();
         let (root, commit, last) = (self.parts.root.clone(), commit.id, self.read.clone());
-        let (reader, closures, reading) = blocking(move || {
-            let changes = last.as_ref().and_then(|last| {
-                let changes = TreeChanges::between(&*last.tree, &*tree, MAX_CHANGES);
-                Some((last, changes.ok()??))
-            });
-            if let Some((_, changes)) = &changes {
-                closures.advance(changes);
-            }
-            let closures = Closures::with_cache(&*tree, &identity, closures).into_cache();
-            let reading = match &changes {
-                // A reading that failed says nothing of where the next one has to look.
-                Some((last, changes)) if last.fleet.is_ok() && !reader.is_concerned(changes) => {
-                    last.at(commit, tree)
-                }
-                _ => match reader.read(&*tree, &root) {
-                    Err(FleetError::Tree(error)) => return (reader, closures, Err(error)),
-                    fleet => {
-                        let fleet = fleet.map_err(|error| error.to_string());
-                        Reading::of(commit, fleet, tree)
-                    }
-                },
-            };
-            (reader, closures, Ok(Arc::new(reading)))
+        let (reader, closures, read) = blocking(move || {
+            let last = last.as_deref();
+            let read = Reading::take(commit, tree, &root, last, &mut reader, &mut closures);
+            (reader, closures, read)
         })
         .await?;
         self.reader = reader;
         self.closures = closures;
-        let reading = reading?;
+        match &read {
+            Ok((_, Some(news))) => {
+                let ids = news.keys.iter().filter_map(|key| self.roster.with_key(key));
+                self.memory.doubt(ids.cloned());
+                self.memory.doubt_overlays(&news.overlays);
+            }
+            Ok((_, None)) | Err(_) => self.memory.doubt_all(),
+        }
+        let reading = Arc::new(read?.0);
         self.read = Some(reading.clone());
         self.parts.readings.send_replace(Some(reading.clone()));
         Ok(reading)

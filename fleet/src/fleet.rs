@@ -4,23 +4,23 @@
 //! [`Problem`], never ignored. One device's problem holds back that device only; all others are read. A broken
 //! `fleet.yaml` is an error of the whole fleet.
 //!
-//! A device that is held back is not a device that was removed: [`Fleet::folders`] names every device that has
-//! a folder, readable or not, so that a typing error in `device.yaml` decommissions nobody.
+//! A device that is held back is not a device that was removed: [`Fleet::held_back`] names every device that has
+//! a folder with problems, so that a typing error in `device.yaml` decommissions nobody.
 //!
-//! Reading again after a commit costs what changed: device files are remembered by content id, whole device
-//! folders by the id of the folder's tree.
+//! Reading again after a commit costs what changed: [`Reader::advance`] reads the folders that changes reach into, and a
+//! fleet shares with the one before it all that is the same.
 
 mod device;
 mod fields;
+mod folder;
 mod read;
+mod register;
 mod settings;
 mod write;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use imbl::{HashMap, OrdMap, OrdSet};
 use longshore_protocol::{DeviceId, DeviceName, Digest};
 
 pub use device::check_labels;
@@ -34,29 +34,69 @@ use crate::{problem::Problem, tree::RepoPath};
 /// The API version of `fleet.yaml` and `device.yaml`.
 pub const API_VERSION: &str = "longshore.dev/v1alpha1";
 
-/// Everything that a fleet repo says at one commit.
+/// Everything that a fleet repo says at one commit. A clone costs nothing, however many devices there are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fleet {
     /// What `fleet.yaml` says.
     pub settings: FleetSettings,
     /// The devices without problems.
-    pub devices: BTreeMap<DeviceName, Arc<DeviceSpec>>,
-    /// Every device that has a folder, also those with problems.
-    pub folders: BTreeSet<DeviceName>,
-    /// Every key that a readable `device.yaml` names, also one with problems: whoever has it is not gone.
-    pub keys: BTreeSet<Digest>,
+    pub devices: OrdMap<DeviceName, Arc<DeviceSpec>>,
+    /// The devices that have a folder, but with problems.
+    pub held_back: OrdSet<DeviceName>,
+    /// Every key that a readable `device.yaml` names, also one with problems: whoever has it is not gone. With the
+    /// device, where it has no problems.
+    keys: HashMap<Digest, Option<Arc<DeviceSpec>>>,
     /// The folders whose `device.yaml` cannot be read, so that nobody knows which key they name.
-    pub unreadable: BTreeSet<DeviceName>,
+    pub unreadable: OrdSet<DeviceName>,
     /// What holds devices back, sorted by device and path.
     pub problems: Vec<Problem>,
 }
 
 impl Fleet {
+    /// A fleet without devices.
+    fn of(settings: FleetSettings) -> Self {
+        Self {
+            settings,
+            devices: OrdMap::new(),
+            held_back: OrdSet::new(),
+            keys: HashMap::new(),
+            unreadable: OrdSet::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// The device without problems whose file names this key.
+    pub fn with_key(&self, key: &Digest) -> Option<&Arc<DeviceSpec>> {
+        self.keys.get(key)?.as_ref()
+    }
+
+    /// Gives ids to the devices whose files leave theirs out.
+    pub fn fill_in_ids(&mut self, id: impl Fn(&DeviceSpec) -> DeviceId) {
+        let without = self.devices.values().filter(|spec| spec.id.is_none());
+        for mut spec in without.cloned().collect::<Vec<_>>() {
+            let id = id(&spec);
+            Arc::make_mut(&mut spec).id = Some(id);
+            if let Some(key) = spec.public_key {
+                self.keys.insert(key, Some(spec.clone()));
+            }
+            self.devices.insert(spec.name.clone(), spec);
+        }
+    }
+
+    /// Whether a readable `device.yaml` names this key, also one with problems.
+    pub fn names_key(&self, key: &Digest) -> bool {
+        self.keys.contains_key(key)
+    }
+
+    /// Whether there is a folder of this name, readable or not.
+    pub fn has_folder(&self, name: &DeviceName) -> bool {
+        self.devices.contains_key(name) || self.held_back.contains(name)
+    }
+
     /// Whether there is still something for a device that has no readable specification, but with problems: its
     /// folder, or a file that names its key. Such a device is held back, not removed.
     pub fn still_has(&self, name: &DeviceName, key: Option<&Digest>) -> bool {
-        self.folders.contains(name) && !self.devices.contains_key(name)
-            || key.is_some_and(|key| self.keys.contains(key))
+        self.held_back.contains(name) || key.is_some_and(|key| self.names_key(key))
     }
 
     /// Whether a device that is nowhere to be found may be in a folder that cannot be read: one that none of the

@@ -36,7 +36,7 @@ pub use fleet::{
 pub use problem::Problem;
 pub use render::{DetectError, Kustomize, Render, RenderError, RenderFuture, RenderSettings};
 pub use tree::{
-    Changes, ContentId, EntryKind, InvalidPath, Listed, RepoPath, Tree, TreeEntry, TreeError,
-    WorkTree,
+    Changes, ContentId, EntryKind, InvalidPath, Listed, Listing, RepoPath, Tree, TreeEntry,
+    TreeError, WorkTree,
 };
 pub use variables::{SubstituteError, Variables};

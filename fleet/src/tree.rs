@@ -7,6 +7,7 @@
 //! Content is named by [`ContentId`]: equal ids mean equal content. The reverse need not hold.
 
 mod changes;
+mod listing;
 mod path;
 mod resolve;
 mod worktree;
@@ -14,6 +15,7 @@ mod worktree;
 use std::{error::Error, fmt, sync::Arc};
 
 pub use changes::Changes;
+pub use listing::{Listed, Listing};
 pub use path::{InvalidPath, RepoPath};
 pub(crate) use resolve::resolve_noting;
 pub use resolve::{MAX_SYMLINKS, ResolveError, Resolved, resolve};
@@ -70,15 +72,6 @@ pub struct TreeEntry {
     pub id: ContentId,
 }
 
-/// One entry of a directory, with its name as the tree has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// The name's bytes; Git does not promise UTF-8.
-    pub name: Vec<u8>,
-    /// What stands there.
-    pub entry: TreeEntry,
-}
-
 /// An immutable tree of files, such as one commit's.
 ///
 /// Every method may block. The root directory is the empty path.
@@ -87,8 +80,8 @@ pub trait Tree: Send + Sync {
     /// missing or no directory.
     fn entry(&self, path: &RepoPath) -> Result<Option<TreeEntry>, TreeError>;
 
-    /// The entries of the directory at exactly `dir`, in any order; empty where it is no directory.
-    fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError>;
+    /// The entries of the directory at exactly `dir`; empty where it is no directory.
+    fn list(&self, dir: &RepoPath) -> Result<Arc<Listing>, TreeError>;
 
     /// The size in bytes of a file's or symlink's content that this tree has named.
     fn size(&self, id: ContentId) -> Result<u64, TreeError>;

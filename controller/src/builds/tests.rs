@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use longshore_fleet::{
     RepoPath,
     render::RenderFuture,
-    tree::{ContentId, Listed, TreeEntry, TreeError},
+    tree::{ContentId, Listing, TreeEntry, TreeError},
 };
 use longshore_protocol::Digest;
 use tokio::sync::{Semaphore, watch};
@@ -24,8 +24,8 @@ impl Tree for Nothing {
         Ok(None)
     }
 
-    fn list(&self, _dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
-        Ok(Vec::new())
+    fn list(&self, _dir: &RepoPath) -> Result<Arc<Listing>, TreeError> {
+        Ok(Arc::default())
     }
 
     fn size(&self, _id: ContentId) -> Result<u64, TreeError> {

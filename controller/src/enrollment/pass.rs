@@ -48,8 +48,8 @@ pub(super) struct Pass<'a> {
     pub(super) refs: Refs,
     pub(super) tracked: Oid,
     pub(super) settings: EnrollmentSettings,
-    /// The folders of the tracked branch; nothing where `fleet.yaml` cannot be read.
-    folders: Option<BTreeSet<String>>,
+    /// What the tracked branch says; nothing where `fleet.yaml` cannot be read.
+    fleet: Option<Arc<Fleet>>,
     pub(super) tokens: HashMap<TokenId, Token>,
     /// The devices that wait, and whose key the tracked branch does not have; oldest first.
     pub(super) pending: Vec<Device>,
@@ -129,7 +129,7 @@ impl<'a> Pass<'a> {
         if reading.commit != tracked.id {
             return Ok(None);
         }
-        let fleet = reading.fleet.as_deref().ok();
+        let fleet = reading.fleet.as_ref().ok();
         let mut db = parts.store.read().await?;
         let devices = devices::of_enrollment(&mut db, &parts.fleet).await?;
         let proposals = proposals::list(&mut db, &parts.fleet).await?;
@@ -152,7 +152,7 @@ impl<'a> Pass<'a> {
             settings: fleet
                 .map(|fleet| fleet.settings.enrollment.clone())
                 .unwrap_or_default(),
-            folders: fleet.map(folders),
+            fleet: fleet.cloned(),
             tokens: tokens
                 .into_iter()
                 .map(|token| (token.id.clone(), token))
@@ -188,13 +188,9 @@ impl<'a> Pass<'a> {
             }
             _ => HashSet::new(),
         };
-        let is_tracked = |key: Digest| {
-            hidden.contains(&key) || fleet.is_some_and(|fleet| fleet.keys.contains(&key))
-        };
-        let usable: HashSet<_> = fleet
-            .iter()
-            .flat_map(|fleet| fleet.devices.values().filter_map(|spec| spec.public_key))
-            .collect();
+        let is_tracked =
+            |key: Digest| hidden.contains(&key) || fleet.is_some_and(|fleet| fleet.names_key(&key));
+        let is_usable = |key: &Digest| fleet.is_some_and(|fleet| fleet.with_key(key).is_some());
         let mut to_approve = false;
         for device in devices {
             if device.folder_to_delete {
@@ -206,7 +202,7 @@ impl<'a> Pass<'a> {
                 }
             } else if !is_tracked(device.public_key) {
                 pass.pending.push(device);
-            } else if !usable.contains(&device.public_key) {
+            } else if !is_usable(&device.public_key) {
                 pass.unusable.push(device);
             } else {
                 to_approve = true;
@@ -334,7 +330,7 @@ impl<'a> Pass<'a> {
             );
             match verdict(device.branch_pushed, sight, request) {
                 // What the tracked branch has cannot be told now: the device may be on it.
-                Verdict::Removed | Verdict::Deleted if self.folders.is_none() => {}
+                Verdict::Removed | Verdict::Deleted if self.fleet.is_none() => {}
                 Verdict::Waits => {}
                 Verdict::Anew => anew.push(device.id.clone()),
                 Verdict::Closed => rejected.push((
@@ -347,8 +343,8 @@ impl<'a> Pass<'a> {
                 )),
                 // Something of that name on the tracked branch may be this device, merged with a mistake.
                 Verdict::Deleted => {
-                    let name = device.name.as_str();
-                    if !self.folders.as_ref().is_some_and(|it| it.contains(name)) {
+                    let fleet = self.fleet.as_ref();
+                    if !fleet.is_some_and(|fleet| fleet.has_folder(&device.name)) {
                         let reason = match of_request {
                             None => "its enrollment branch was deleted".to_owned(),
                             Some(url) => {
@@ -530,8 +526,4 @@ fn by_branch(devices: &[Device]) -> HashMap<String, Vec<usize>> {
         }
     }
     found
-}
-
-fn folders(fleet: &Fleet) -> BTreeSet<String> {
-    fleet.folders.iter().map(ToString::to_string).collect()
 }

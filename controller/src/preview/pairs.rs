@@ -204,8 +204,8 @@ impl<'a> Known<'a> {
 
     /// Those that the fleet has no longer: by the same rules as the reconciler's.
     fn gone(self, base: &Side, fleet: &Fleet) -> Vec<DeviceName> {
-        let folders = base.fleet.as_ref().map(|fleet| &fleet.folders);
-        let is_known = |name: &DeviceName| folders.is_some_and(|known| known.contains(name));
+        let before = base.fleet.as_ref();
+        let is_known = |name: &DeviceName| before.is_some_and(|fleet| fleet.has_folder(name));
         if fleet.may_hide_a_device(is_known) {
             return Vec::new();
         }

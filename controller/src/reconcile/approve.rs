@@ -16,10 +16,7 @@ impl Reconciler {
     /// Approves pending devices. Returns whether there were any.
     pub(super) async fn approve(&self, reading: &Reading) -> Result<bool, ReconcileError> {
         let (mut approved, mut described) = (Vec::new(), Vec::new());
-        for member in self.roster.members() {
-            if member.state != DeviceState::Pending {
-                continue;
-            }
+        for member in self.roster.pending() {
             let Some(spec) = reading.spec(member) else {
                 continue;
             };

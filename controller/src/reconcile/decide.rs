@@ -95,7 +95,8 @@ pub(super) struct Unsaid {
 }
 
 impl Unsaid {
-    pub(super) fn of(fleet: &Fleet, names: &HashSet<&DeviceName>) -> Self {
+    /// `names` has those of the fleet's devices; it is asked where it matters.
+    pub(super) fn of<'a>(fleet: &Fleet, names: impl FnOnce() -> HashSet<&'a DeviceName>) -> Self {
         let mut problems: HashMap<_, Vec<_>> = HashMap::new();
         for problem in &fleet.problems {
             if let Some(device) = &problem.device {
@@ -103,8 +104,12 @@ impl Unsaid {
                 problems.entry(device.clone()).or_default().push(problem);
             }
         }
+        let may_be_elsewhere = !fleet.unreadable.is_empty() && {
+            let names = names();
+            fleet.may_hide_a_device(|folder| names.contains(folder))
+        };
         Self {
-            may_be_elsewhere: fleet.may_hide_a_device(|folder| names.contains(folder)),
+            may_be_elsewhere,
             problems,
         }
     }

@@ -2,24 +2,26 @@
 //!
 //! ```text
 //! roster ─┐
-//! fleet ──┼─▶ open: whose decision does not hold any more ─▶ closures ─▶ builds ─▶ decide ─▶ decisions
-//! memory ─┘         (its file, its input key or its row changed)
+//! fleet ──┼─▶ in doubt ─▶ open: whose decision does not hold any more ─▶ closures ─▶ builds ─▶ decide ─▶ decisions
+//! memory ─┘               (its file, its input key or its row changed)
 //! ```
 //!
-//! A decision is remembered with what it was made from. A device of which nothing changed costs a few look-ups, and
-//! nothing that is heavy: neither its build nor its objects are in memory.
+//! A decision is remembered with what it was made from. A pass looks at the devices that are in doubt, because something
+//! that their decisions were made from may have changed, and at those that are not settled yet. It does not look at the
+//! others, however many there are.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
 use longshore_fleet::{Closure, Closures, DeviceSpec, Fleet, InputKey, RepoPath};
-use longshore_protocol::{Condition, DeviceId, Digest, api::DeviceState, condition};
+use longshore_protocol::{Condition, DeviceId, Digest, condition};
 
 use super::{
     MAX_PROBLEMS, Reading, ReconcileError, Reconciler, blocking,
     decide::{Builds, Built, Open, Target, Unsaid, Verdict, decide},
+    roster::Roster,
 };
 use crate::{
     builds::{Standing, outcome},
@@ -49,6 +51,17 @@ pub(super) struct Desires {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     decisions: HashMap<DeviceId, Decision>,
+    /// The devices whose decisions were made from an overlay.
+    on_overlay: HashMap<RepoPath, BTreeSet<DeviceId>>,
+    /// The devices that another pass has to look at, because they do not have yet what is decided, or because it is
+    /// to be decided anew.
+    unsettled: BTreeSet<DeviceId>,
+    /// Those with problems.
+    troubled: BTreeSet<DeviceId>,
+    /// The devices that something changed for.
+    doubted: BTreeSet<DeviceId>,
+    /// Whether something may have changed for any of them.
+    all_doubted: bool,
     /// The builds that the last pass needed.
     builds: HashMap<InputKey, Arc<Built>>,
 }
@@ -70,13 +83,16 @@ impl Reconciler {
         reading: &Arc<Reading>,
         fleet: &Arc<Fleet>,
     ) -> Result<Desires, ReconcileError> {
-        let unread = self.closures(reading).await?;
-        let open = self.open(reading, &unread);
+        let doubtful = self.memory.doubtful(&self.roster);
+        let unread = self.closures(reading, &doubtful).await?;
+        let open = self.open(reading, &doubtful, &unread);
         let builds = self.builds(reading, &open).await?;
         let mut desires = Desires::default();
         if !open.is_empty() {
-            let names = self.roster.active().map(|member| &member.name);
-            let unsaid = Unsaid::of(fleet, &names.collect());
+            let unsaid = Unsaid::of(fleet, || {
+                let names = self.roster.active().map(|member| &member.name);
+                names.collect()
+            });
             let (fleet, built) = (fleet.clone(), builds.built.clone());
             let decided = blocking(move || {
                 let decide = |open: Open| {
@@ -91,34 +107,38 @@ impl Reconciler {
                 self.memory.take(open, verdict, target, &mut desires);
             }
         }
-        self.describe(&mut desires);
+        self.describe(&doubtful, &mut desires);
         self.memory.tell_problems(fleet, &mut desires);
         Ok(desires)
     }
 
-    /// Walks the overlays whose closures are not known. Returns why some could not be, although the repo is not at
-    /// fault.
+    /// Walks the overlays of these devices whose closures are not known. Returns why some could not be, although the
+    /// repo is not at fault.
     async fn closures(
         &mut self,
         reading: &Arc<Reading>,
+        devices: &BTreeSet<DeviceId>,
     ) -> Result<HashMap<RepoPath, String>, ReconcileError> {
-        let missing: BTreeSet<_> = self
-            .roster
-            .active()
-            .filter_map(|member| reading.spec(member))
-            .map(|spec| &spec.overlay)
+        let members = devices
+            .iter()
+            .filter_map(|id| self.roster.active_member(id));
+        let overlays = members.filter_map(|member| Some(&reading.spec(member)?.overlay));
+        let missing: BTreeSet<_> = overlays
             .filter(|overlay| self.closures.closure(overlay).is_none())
             .cloned()
             .collect();
         if missing.is_empty() {
             return Ok(HashMap::new());
         }
-        let specs = self.roster.active().filter_map(|it| reading.spec(it));
-        let used: HashSet<_> = specs.map(|spec| spec.overlay.clone()).collect();
+        // What no device uses is forgotten when there is enough of it.
+        let used = &self.memory.on_overlay;
+        if self.closures.len() > 2 * used.len() + 64 {
+            self.closures.retain(|overlay| used.contains_key(overlay));
+        }
         let tree = reading.tree.clone();
         let cache = std::mem::take(&mut self.closures);
         let identity = self.parts.builds.identity().to_owned();
-        let (unread, cache) = blocking(move || {
+        let walked = blocking(move || {
             let mut walker = Closures::with_cache(&*tree, &identity, cache);
             let mut unread = HashMap::new();
             for overlay in missing {
@@ -126,17 +146,20 @@ impl Reconciler {
                     unread.insert(overlay, error.to_string());
                 }
             }
-            let mut cache = walker.into_cache();
-            cache.retain(|overlay| used.contains(overlay));
-            (unread, cache)
-        })
-        .await?;
+            (unread, walker.into_cache())
+        });
+        let (unread, cache) = walked.await?;
         self.closures = cache;
         Ok(unread)
     }
 
-    /// The devices whose decisions do not hold any more.
-    fn open(&self, reading: &Reading, unread: &HashMap<RepoPath, String>) -> Vec<Open> {
+    /// Those of these devices whose decisions do not hold any more.
+    fn open(
+        &self,
+        reading: &Reading,
+        devices: &BTreeSet<DeviceId>,
+        unread: &HashMap<RepoPath, String>,
+    ) -> Vec<Open> {
         let open = |member: &Arc<Member>| {
             let spec = reading.spec(member);
             let closure = spec.map(|spec| match self.closures.closure(&spec.overlay) {
@@ -156,7 +179,10 @@ impl Reconciler {
                 closure: closure.map(Result::<&_, _>::cloned),
             })
         };
-        self.roster.active().filter_map(open).collect()
+        let members = devices
+            .iter()
+            .filter_map(|id| self.roster.active_member(id));
+        members.filter_map(open).collect()
     }
 
     /// Finds the builds that these devices need, and starts those that there are not.
@@ -206,59 +232,103 @@ impl Reconciler {
         Ok(builds)
     }
 
-    /// Finds out where what is decided is not what the store says of a device.
-    fn describe(&mut self, desires: &mut Desires) {
+    /// Finds out where what is decided of these devices is not what the store says, and who of them is settled.
+    fn describe(&mut self, devices: &BTreeSet<DeviceId>, desires: &mut Desires) {
         let now = clock::now_ms();
-        let mut active = 0;
-        for member in self.roster.active() {
-            active += 1;
-            let Some(decision) = self.memory.decisions.get_mut(&member.id) else {
+        let memory = &mut self.memory;
+        memory.forget_doubts();
+        for id in devices {
+            let Some(member) = self.roster.active_member(id) else {
+                memory.forget(id);
+                continue;
+            };
+            let Some(decision) = memory.decisions.get_mut(id) else {
                 continue;
             };
             if decision.is_building() {
                 desires.building += 1;
             }
             let is_described = |row: &Arc<Member>| Arc::ptr_eq(row, member);
-            if decision.described.as_ref().is_some_and(is_described) {
-                continue;
-            }
-            match decision.description(member, now) {
-                None => decision.described = Some(member.clone()),
-                Some(description) if description.name == member.name => {
-                    desires.descriptions.push(description);
+            if !decision.described.as_ref().is_some_and(is_described) {
+                match decision.description(member, now) {
+                    None => decision.described = Some(member.clone()),
+                    Some(description) if description.name == member.name => {
+                        desires.descriptions.push(description);
+                    }
+                    Some(description) => desires.renames.push(description),
                 }
-                Some(description) => desires.renames.push(description),
             }
-        }
-        if self.memory.decisions.len() > active {
-            let roster = &self.roster;
-            self.memory.decisions.retain(|id, _| {
-                let member = roster.member(id);
-                member.is_some_and(|member| member.state == DeviceState::Active)
-            });
+            if decision.is_settled(member) {
+                memory.unsettled.remove(id);
+            } else {
+                memory.unsettled.insert(id.clone());
+            }
         }
     }
 
-    /// What was decided, for the plan.
+    /// What was decided, for the plan. Who is settled stays where it is.
     pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate<'_>> {
-        self.roster.active().map(|member| Candidate {
-            id: &member.id,
-            name: &member.name,
-            current: member.target.map(Current::of),
-            wanted: match self.memory.decisions.get(&member.id) {
-                None => Wanted::Unknown,
-                Some(decision) if decision.is_building() => Wanted::Building,
-                Some(decision) => match &decision.verdict {
-                    Verdict::Set(digest) => Wanted::Set(*digest),
-                    Verdict::Gone => Wanted::Gone,
-                    Verdict::Trouble(_) => Wanted::Unknown,
-                },
-            },
-        })
+        let decisions = &self.memory.decisions;
+        let candidate = |id| {
+            let member = self.roster.active_member(id)?;
+            Some(Candidate {
+                id: &member.id,
+                name: &member.name,
+                current: member.target.map(Current::of),
+                wanted: decisions.get(id).map_or(Wanted::Unknown, Decision::wanted),
+            })
+        };
+        self.memory.unsettled.iter().filter_map(candidate)
     }
 }
 
 impl Memory {
+    /// Something changed for these devices.
+    pub(super) fn doubt(&mut self, devices: impl IntoIterator<Item = DeviceId>) {
+        self.doubted.extend(devices);
+    }
+
+    /// Something changed for the devices on these overlays.
+    pub(super) fn doubt_overlays(&mut self, overlays: &[RepoPath]) {
+        for devices in overlays.iter().filter_map(|it| self.on_overlay.get(it)) {
+            self.doubted.extend(devices.iter().cloned());
+        }
+    }
+
+    /// Something may have changed for any device.
+    pub(super) fn doubt_all(&mut self) {
+        self.all_doubted = true;
+    }
+
+    /// The devices that this pass has to look at.
+    fn doubtful(&self, roster: &Roster) -> BTreeSet<DeviceId> {
+        let mut devices = &self.doubted | &self.unsettled;
+        if self.all_doubted {
+            devices.extend(roster.active().map(|member| member.id.clone()));
+        }
+        devices
+    }
+
+    /// They were all looked at.
+    fn forget_doubts(&mut self) {
+        self.doubted.clear();
+        self.all_doubted = false;
+    }
+
+    fn forget(&mut self, id: &DeviceId) {
+        self.unsettled.remove(id);
+        self.troubled.remove(id);
+        let overlay = self.decisions.remove(id).and_then(Decision::into_overlay);
+        if let Some(overlay) = overlay
+            && let Some(devices) = self.on_overlay.get_mut(&overlay)
+        {
+            devices.remove(id);
+            if devices.is_empty() {
+                self.on_overlay.remove(&overlay);
+            }
+        }
+    }
+
     fn take(
         &mut self,
         open: Open,
@@ -268,32 +338,40 @@ impl Memory {
     ) {
         let key = open.key();
         let Open { member, spec, .. } = open;
+        let id = &member.id;
         if let Some(target) = target
             && member.target.map(|held| held.digest) != Some(target.set.digest())
         {
-            desires.targets.insert(member.id.clone(), target);
+            desires.targets.insert(id.clone(), target);
         }
         let described = self
             .decisions
-            .remove(&member.id)
+            .get_mut(id)
             .filter(|before| before.says_the_same(&verdict, spec.as_ref()))
-            .and_then(|before| before.described);
+            .and_then(|before| before.described.take());
+        self.forget(id);
+        if let Some(spec) = &spec {
+            let devices = self.on_overlay.entry(spec.overlay.clone()).or_default();
+            devices.insert(id.clone());
+        }
+        if matches!(&verdict, Verdict::Trouble(trouble) if trouble.is_problem) {
+            self.troubled.insert(id.clone());
+        }
         let decision = Decision {
             spec,
             key,
             verdict,
             described,
         };
-        self.decisions.insert(member.id.clone(), decision);
+        self.decisions.insert(id.clone(), decision);
     }
 
     /// The fleet's problems, and those of devices that more than the files tell; each once.
     fn tell_problems(&self, fleet: &Fleet, desires: &mut Desires) {
         let mut problems: Vec<_> = fleet.problems.iter().map(ToString::to_string).collect();
         problems.dedup();
-        let found: BTreeSet<_> = self
-            .decisions
-            .values()
+        let decisions = self.troubled.iter().filter_map(|id| self.decisions.get(id));
+        let found: BTreeSet<_> = decisions
             .filter_map(|decision| match &decision.verdict {
                 Verdict::Trouble(trouble) if trouble.is_problem => Some(trouble.message.as_str()),
                 _ => None,
@@ -318,13 +396,36 @@ impl Decision {
             (Some(before), Some(now)) => Arc::ptr_eq(before, now),
             _ => false,
         };
+        same_spec && self.key == key && self.lasts(member)
+    }
+
+    /// Whether it would be decided alike as long as the file and the closure stay.
+    fn lasts(&self, member: &Member) -> bool {
         let lasts = match &self.verdict {
             // Until the device has its set, the set is needed.
             Verdict::Set(digest) => member.target.is_some_and(|held| held.digest == *digest),
             Verdict::Gone => false,
             Verdict::Trouble(trouble) => trouble.lasts,
         };
-        same_spec && lasts && key.is_some() && self.key == key
+        lasts && self.spec.is_some() && self.key.is_some()
+    }
+
+    /// Whether it lasts, and the store says so.
+    fn is_settled(&self, member: &Member) -> bool {
+        self.described.is_some() && self.lasts(member)
+    }
+
+    fn wanted(&self) -> Wanted {
+        match &self.verdict {
+            Verdict::Set(digest) => Wanted::Set(*digest),
+            Verdict::Gone => Wanted::Gone,
+            Verdict::Trouble(trouble) if trouble.is_building() => Wanted::Building,
+            Verdict::Trouble(_) => Wanted::Unknown,
+        }
+    }
+
+    fn into_overlay(self) -> Option<RepoPath> {
+        Some(self.spec?.overlay.clone())
     }
 
     fn is_building(&self) -> bool {

@@ -1,8 +1,11 @@
 //! The reconciler's picture of its fleet's devices, kept up with what changed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use longshore_protocol::{DeviceId, api::DeviceState};
+use longshore_protocol::{DeviceId, Digest, api::DeviceState};
 use sqlx::AnyConnection;
 
 use crate::store::{
@@ -19,10 +22,13 @@ pub struct Roster {
     /// Which fleet of that name it is, and how many of its changes are in here.
     known: Option<(u64, u64)>,
     members: BTreeMap<DeviceId, Arc<Member>>,
+    by_key: HashMap<Digest, DeviceId>,
+    pending: BTreeSet<DeviceId>,
 }
 
 impl Roster {
     /// Takes in what changed since the last time. `fleet` is the fleet's row, read before on the same database.
+    /// Returns those that came, went or became others.
     ///
     /// # Errors
     /// Where the store fails; the roster is as it was.
@@ -30,53 +36,78 @@ impl Roster {
         &mut self,
         db: &mut AnyConnection,
         fleet: &Fleet,
-    ) -> Result<(), StoreError> {
+    ) -> Result<BTreeSet<DeviceId>, StoreError> {
         let since = self
             .known
             .filter(|(made, changes)| *made == fleet.created_at && *changes <= fleet.changes)
             .map(|(_, changes)| changes);
         if since == Some(fleet.changes) {
-            return Ok(());
+            return Ok(BTreeSet::new());
         }
         let changed = devices::changed_since(db, &fleet.id, since).await?;
+        let mut others = BTreeSet::new();
         if since.is_none() {
-            self.members.clear();
+            others.extend(self.members.keys().cloned());
+            *self = Self::default();
         }
         for member in changed {
-            match member.state {
-                DeviceState::Rejected | DeviceState::Decommissioned => {
-                    self.members.remove(&member.id);
-                }
-                DeviceState::Pending | DeviceState::Active => {
-                    let same = |known: &Arc<Member>| **known == member;
-                    if !self.members.get(&member.id).is_some_and(same) {
-                        self.members.insert(member.id.clone(), Arc::new(member));
-                    }
-                }
+            let same = |known: &Arc<Member>| **known == member;
+            if !self.members.get(&member.id).is_some_and(same) {
+                others.insert(member.id.clone());
+                self.take(member);
             }
         }
         self.known = Some((fleet.created_at, fleet.changes));
-        Ok(())
+        Ok(others)
     }
 
-    /// The devices, by id.
-    pub fn members(&self) -> impl Iterator<Item = &Arc<Member>> {
-        self.members.values()
+    fn take(&mut self, member: Member) {
+        if let Some(before) = self.members.remove(&member.id)
+            && self.by_key.get(&before.public_key) == Some(&before.id)
+        {
+            self.by_key.remove(&before.public_key);
+        }
+        self.pending.remove(&member.id);
+        match member.state {
+            DeviceState::Rejected | DeviceState::Decommissioned => return,
+            DeviceState::Pending => {
+                self.pending.insert(member.id.clone());
+            }
+            DeviceState::Active => {}
+        }
+        self.by_key.insert(member.public_key, member.id.clone());
+        self.members.insert(member.id.clone(), Arc::new(member));
     }
 
-    /// One of them.
+    /// One of the devices.
     pub fn member(&self, id: &DeviceId) -> Option<&Arc<Member>> {
         self.members.get(id)
     }
 
+    /// One of them, if it is active.
+    pub fn active_member(&self, id: &DeviceId) -> Option<&Arc<Member>> {
+        let is_active = |member: &&Arc<Member>| member.state == DeviceState::Active;
+        self.member(id).filter(is_active)
+    }
+
+    /// The one with this key.
+    pub fn with_key(&self, key: &Digest) -> Option<&DeviceId> {
+        self.by_key.get(key)
+    }
+
     /// How many are active.
     pub fn active_count(&self) -> usize {
-        self.active().count()
+        self.members.len() - self.pending.len()
     }
 
     /// Those that are active, by id.
     pub fn active(&self) -> impl Iterator<Item = &Arc<Member>> {
-        self.members()
-            .filter(|member| member.state == DeviceState::Active)
+        let is_active = |member: &&Arc<Member>| member.state == DeviceState::Active;
+        self.members.values().filter(is_active)
+    }
+
+    /// Those that wait, by id.
+    pub fn pending(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.pending.iter().filter_map(|id| self.member(id))
     }
 }

@@ -21,7 +21,7 @@ use super::{
     carried::Step,
     git::{self, GitError},
     local, merge,
-    tree::GitTree,
+    tree::{GitTree, LargeDirectories},
 };
 use crate::{error::chain, store::fleets::Fleet};
 
@@ -86,6 +86,7 @@ pub struct Mirror {
     remote: String,
     branch: String,
     access: Access,
+    large: Arc<LargeDirectories>,
 }
 
 impl Mirror {
@@ -100,6 +101,7 @@ impl Mirror {
             remote: fleet.repo.clone(),
             branch: fleet.branch.clone(),
             access: Access::new(fleet, credential),
+            large: Arc::default(),
         };
         mirror
             .blocking(|mirror| {
@@ -284,8 +286,11 @@ impl Mirror {
 
     /// The tree of a commit.
     pub async fn tree(&self, commit: Oid) -> Result<Arc<GitTree>, GitError> {
-        self.blocking(move |mirror| Ok(Arc::new(GitTree::of(mirror.repo()?, commit)?)))
-            .await
+        self.blocking(move |mirror| {
+            let tree = GitTree::of(mirror.repo()?, commit)?;
+            Ok(Arc::new(tree.sharing(mirror.large.clone())))
+        })
+        .await
     }
 
     /// Makes a commit with these edits on top of `parent`, or the first one of an empty repo.

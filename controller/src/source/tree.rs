@@ -1,76 +1,47 @@
 //! A commit's tree, as the pure part of the way sees it.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use git2::{Oid, Repository};
-use longshore_fleet::{ContentId, EntryKind, Listed, RepoPath, Tree, TreeEntry, TreeError};
+use longshore_fleet::{
+    ContentId, EntryKind, Listed, Listing, RepoPath, Tree, TreeEntry, TreeError,
+};
 
 /// How many entries a directory has that is remembered here. Smaller ones libgit2 remembers, and larger ones it would
 /// read and parse anew for each path below them.
 const LARGE: usize = 50;
+/// How many large directories are remembered: a fleet's devices before and after a commit, and some more.
+const REMEMBERED: usize = 4;
 
 /// One commit's tree in a repo on disk. Its content ids are Git object ids.
 pub struct GitTree {
     // A `Repository` may move between threads, but only one may use it at a time.
-    repo: Mutex<Objects>,
+    repo: Mutex<Repository>,
     root: Oid,
+    large: Arc<LargeDirectories>,
 }
 
-struct Objects {
-    repo: Repository,
-    large: HashMap<Oid, Directory>,
-}
+/// The large directories that were looked at last, in whatever tree of a repo; the last of them at the end.
+#[derive(Debug, Default)]
+pub struct LargeDirectories(Mutex<Vec<(Oid, Arc<Listing>)>>);
 
-/// The entries of a directory by name: id and mode.
-type Directory = HashMap<Vec<u8>, (Oid, i32)>;
-
-impl Objects {
-    fn new(repo: Repository) -> Mutex<Self> {
-        Mutex::new(Self {
-            repo,
-            large: HashMap::new(),
-        })
+impl LargeDirectories {
+    fn get(&self, id: Oid) -> Option<Arc<Listing>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = known.iter().position(|(other, _listing)| *other == id)?;
+        let found = known.remove(place);
+        known.push(found.clone());
+        Some(found.1)
     }
 
-    /// The entry `name` of the directory `tree`: its id and mode.
-    fn child(&mut self, tree: Oid, name: &[u8]) -> Result<Option<(Oid, i32)>, git2::Error> {
-        if let Some(directory) = self.large.get(&tree) {
-            return Ok(directory.get(name).copied());
+    fn put(&self, id: Oid, listing: &Arc<Listing>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() == REMEMBERED {
+            known.remove(0);
         }
-        let found = self.repo.find_tree(tree)?;
-        if found.len() < LARGE {
-            let found = found.iter().find(|entry| entry.name_bytes() == name);
-            return Ok(found.map(|entry| (entry.id(), entry.filemode())));
-        }
-        let directory: Directory = found
-            .iter()
-            .map(|entry| (entry.name_bytes().to_vec(), (entry.id(), entry.filemode())))
-            .collect();
-        let child = directory.get(name).copied();
-        self.large.insert(tree, directory);
-        Ok(child)
-    }
-
-    /// What stands at `path` below `root`: its id and mode.
-    fn find(&mut self, root: Oid, path: &RepoPath) -> Result<Option<(Oid, i32)>, git2::Error> {
-        let mut at = (root, DIRECTORY);
-        for component in path.components() {
-            if at.1 != DIRECTORY {
-                return Ok(None);
-            }
-            match self.child(at.0, component.as_bytes())? {
-                Some(child) => at = child,
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(at))
+        known.push((id, listing.clone()));
     }
 }
-
-const DIRECTORY: i32 = 0o040_000;
 
 impl std::fmt::Debug for GitTree {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -82,71 +53,117 @@ impl GitTree {
     /// The tree of `commit`.
     pub fn of(repo: Repository, commit: Oid) -> Result<Self, git2::Error> {
         let root = repo.find_commit(commit)?.tree_id();
-        Ok(Self {
-            repo: Objects::new(repo),
-            root,
-        })
+        Ok(Self::at(repo, root))
     }
 
     /// The tree `root` itself, such as one that a merge made and no commit has.
     pub fn at(repo: Repository, root: Oid) -> Self {
         Self {
-            repo: Objects::new(repo),
+            repo: Mutex::new(repo),
             root,
+            large: Arc::default(),
         }
+    }
+
+    /// The same, with what other trees of the repo remember of large directories.
+    #[must_use]
+    pub fn sharing(self, large: Arc<LargeDirectories>) -> Self {
+        Self { large, ..self }
     }
 
     fn with<T>(
         &self,
         what: &str,
-        read: impl FnOnce(&mut Objects) -> Result<T, git2::Error>,
+        read: impl FnOnce(&Repository) -> Result<T, git2::Error>,
     ) -> Result<T, TreeError> {
-        let mut repo = self.repo.lock().unwrap_or_else(PoisonError::into_inner);
-        read(&mut repo).map_err(|error| TreeError::new(what, error))
+        let repo = self.repo.lock().unwrap_or_else(PoisonError::into_inner);
+        read(&repo).map_err(|error| TreeError::new(what, error))
+    }
+
+    /// The entry `name` of the directory `id`.
+    fn child(
+        &self,
+        repo: &Repository,
+        id: Oid,
+        name: &[u8],
+    ) -> Result<Option<TreeEntry>, git2::Error> {
+        if let Some(known) = self.large.get(id) {
+            return Ok(known.get(name));
+        }
+        let tree = repo.find_tree(id)?;
+        if tree.len() < LARGE {
+            let found = tree.iter().find(|entry| entry.name_bytes() == name);
+            return Ok(found.and_then(|entry| entry_of(entry.id(), entry.filemode())));
+        }
+        Ok(self.listing(id, &tree).get(name))
+    }
+
+    fn listing(&self, id: Oid, tree: &git2::Tree<'_>) -> Arc<Listing> {
+        let listed = |entry: git2::TreeEntry<'_>| {
+            Some(Listed {
+                name: entry.name_bytes().into(),
+                entry: entry_of(entry.id(), entry.filemode())?,
+            })
+        };
+        let listing = Arc::new(tree.iter().filter_map(listed).collect());
+        if tree.len() >= LARGE {
+            self.large.put(id, &listing);
+        }
+        listing
+    }
+
+    /// What stands at `path`.
+    fn find(&self, repo: &Repository, path: &RepoPath) -> Result<Option<TreeEntry>, git2::Error> {
+        let mut at = TreeEntry {
+            kind: EntryKind::Directory,
+            id: content_id(self.root),
+        };
+        for component in path.components() {
+            if at.kind != EntryKind::Directory {
+                return Ok(None);
+            }
+            match self.child(repo, oid(at.id)?, component.as_bytes())? {
+                Some(child) => at = child,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(at))
     }
 }
 
 impl Tree for GitTree {
     fn entry(&self, path: &RepoPath) -> Result<Option<TreeEntry>, TreeError> {
-        self.with(path.as_str(), |objects| {
-            let found = objects.find(self.root, path)?;
-            Ok(found.and_then(|(id, mode)| entry_of(id, mode)))
-        })
+        self.with(path.as_str(), |repo| self.find(repo, path))
     }
 
-    fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
-        self.with(dir.as_str(), |objects| {
-            let Some((tree, DIRECTORY)) = objects.find(self.root, dir)? else {
-                return Ok(Vec::new());
+    fn list(&self, dir: &RepoPath) -> Result<Arc<Listing>, TreeError> {
+        self.with(dir.as_str(), |repo| {
+            let id = match self.find(repo, dir)? {
+                Some(entry) if entry.kind == EntryKind::Directory => oid(entry.id)?,
+                _ => return Ok(Arc::default()),
             };
-            let listed = |name: &[u8], id, mode| {
-                let name = name.to_vec();
-                Some(Listed {
-                    name,
-                    entry: entry_of(id, mode)?,
-                })
-            };
-            let tree = objects.repo.find_tree(tree)?;
-            let entries = tree.iter();
-            Ok(entries
-                .filter_map(|entry| listed(entry.name_bytes(), entry.id(), entry.filemode()))
-                .collect())
+            match self.large.get(id) {
+                Some(known) => Ok(known),
+                None => Ok(self.listing(id, &repo.find_tree(id)?)),
+            }
         })
     }
 
     fn size(&self, id: ContentId) -> Result<u64, TreeError> {
-        self.with("a file's size", |objects| {
-            let (size, _kind) = objects.repo.odb()?.read_header(oid(id)?)?;
+        self.with("a file's size", |repo| {
+            let (size, _kind) = repo.odb()?.read_header(oid(id)?)?;
             Ok(size as u64)
         })
     }
 
     fn blob(&self, id: ContentId) -> Result<Vec<u8>, TreeError> {
-        self.with("a file", |objects| {
-            Ok(objects.repo.find_blob(oid(id)?)?.content().to_vec())
+        self.with("a file", |repo| {
+            Ok(repo.find_blob(oid(id)?)?.content().to_vec())
         })
     }
 }
+
+const DIRECTORY: i32 = 0o040_000;
 
 fn content_id(oid: Oid) -> ContentId {
     ContentId::padded(oid.as_bytes())

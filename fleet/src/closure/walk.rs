@@ -136,31 +136,42 @@ impl ClosureCache {
         self.walks
     }
 
-    /// Goes on to the tree that `changes` lead to, and forgets what they may have touched.
-    pub fn advance(&mut self, changes: &Changes) {
+    /// Goes on to the tree that `changes` lead to. Returns the overlays that it forgot because the changes may have
+    /// touched them; `None` where it forgot all, being about another tree than the changes.
+    pub fn advance(&mut self, changes: &Changes) -> Option<Vec<RepoPath>> {
         if self.tree != Some(changes.before()) {
-            self.forget_tree();
+            self.forget();
+            self.tree = Some(changes.after());
+            return None;
         }
         self.tree = Some(changes.after());
-        let mut holds = HashMap::new();
-        self.overlays.retain(|_path, overlay| {
-            overlay
-                .trace
-                .as_ref()
-                .is_some_and(|trace| still_holds(trace, &self.directories, changes, &mut holds))
-        });
+        let mut known = HashMap::new();
+        let mut holds = |trace: &Trace| still_holds(trace, &self.directories, changes, &mut known);
+        let forgotten: Vec<_> = self
+            .overlays
+            .extract_if(|_path, overlay| !overlay.trace.as_ref().is_some_and(&mut holds))
+            .map(|(path, _overlay)| path)
+            .collect();
         let stale: Vec<_> = self
             .directories
             .iter()
-            .filter(|(path, walked)| match holds.get(*path) {
-                Some(holds) => !*holds,
-                None => !still_holds(&walked.trace, &self.directories, changes, &mut holds),
-            })
+            .filter(|(_path, walked)| !holds(&walked.trace))
             .map(|(path, _walked)| path.clone())
             .collect();
         for path in stale {
             self.directories.remove(&path);
         }
+        Some(forgotten)
+    }
+
+    /// How many overlays it knows.
+    pub fn len(&self) -> usize {
+        self.overlays.len()
+    }
+
+    /// Whether it knows none.
+    pub fn is_empty(&self) -> bool {
+        self.overlays.is_empty()
     }
 
     /// Forgets all but these overlays, and what only others needed.
@@ -170,7 +181,6 @@ impl ClosureCache {
         let mut used = HashSet::new();
         let mut ahead = Vec::new();
         for trace in self.overlays.values().filter_map(|it| it.trace.as_ref()) {
-            said.extend(trace.said);
             ahead.extend(trace.took_in.iter());
         }
         while let Some(path) = ahead.pop() {
@@ -185,7 +195,8 @@ impl ClosureCache {
         self.said.retain(|id, _references| said.contains(id));
     }
 
-    fn forget_tree(&mut self) {
+    /// Forgets the tree. What kustomization files say is remembered.
+    pub fn forget(&mut self) {
         self.tree = None;
         self.directories.clear();
         self.overlays.clear();
@@ -193,11 +204,11 @@ impl ClosureCache {
 }
 
 /// Whether a walk would come to the same after these changes. `known` has the answers for directories.
-fn still_holds(
+fn still_holds<'a>(
     trace: &Trace,
-    directories: &HashMap<RepoPath, Arc<Walked>>,
+    directories: &'a HashMap<RepoPath, Arc<Walked>>,
     changes: &Changes,
-    known: &mut HashMap<RepoPath, bool>,
+    known: &mut HashMap<&'a RepoPath, bool>,
 ) -> bool {
     if trace.looked_at.iter().any(|path| changes.concern(path)) {
         return false;
@@ -206,10 +217,11 @@ fn still_holds(
         if let Some(holds) = known.get(path) {
             return *holds;
         }
-        let holds = directories
-            .get(path)
-            .is_some_and(|walked| still_holds(&walked.trace, directories, changes, known));
-        known.insert(path.clone(), holds);
+        let Some((path, walked)) = directories.get_key_value(path) else {
+            return false;
+        };
+        let holds = still_holds(&walked.trace, directories, changes, known);
+        known.insert(path, holds);
         holds
     })
 }
@@ -226,7 +238,7 @@ impl<'t> Closures<'t> {
         let root = tree.entry(&RepoPath::root()).ok().flatten();
         let root = root.map(|entry| entry.id);
         if root.is_none() || cache.tree != root {
-            cache.forget_tree();
+            cache.forget();
             cache.tree = root;
         }
         if cache.renderer != renderer {
@@ -287,9 +299,7 @@ impl<'t> Closures<'t> {
         }
         let path = resolved.path;
         let walked = self.directory(&path, &mut Vec::new())?;
-        trace.looked_at.extend_from_slice(&walked.trace.looked_at);
-        trace.took_in.clone_from(&walked.trace.took_in);
-        trace.said = walked.trace.said;
+        trace.took_in.push(path.clone());
         let files = walked.files.as_ref().map_err(Clone::clone)?;
         let files = files
             .iter()

@@ -1,8 +1,8 @@
 //! Where two trees differ.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeSet;
 
-use super::{ContentId, EntryKind, Listed, RepoPath, Tree, TreeEntry, TreeError};
+use super::{ContentId, EntryKind, RepoPath, Tree, TreeEntry, TreeError};
 
 /// The paths at which one tree differs from an earlier one.
 ///
@@ -12,7 +12,7 @@ use super::{ContentId, EntryKind, Listed, RepoPath, Tree, TreeEntry, TreeError};
 pub struct Changes {
     before: ContentId,
     after: ContentId,
-    paths: HashSet<String>,
+    paths: BTreeSet<String>,
 }
 
 impl Changes {
@@ -30,15 +30,19 @@ impl Changes {
         let (Some(old), Some(new)) = (before.entry(&root)?, after.entry(&root)?) else {
             return Ok(None);
         };
-        let mut paths = HashSet::new();
+        let mut paths = BTreeSet::new();
         let mut ahead = if old == new { vec![] } else { vec![root] };
         // A repo may have any number of folders without a file that differs.
         let mut folders = 0;
         while let Some(dir) = ahead.pop() {
             folders += 1;
-            for (name, is_in_both) in differing(before.list(&dir)?, after.list(&dir)?) {
-                match String::from_utf8(name).map(|name| dir.join(&name)) {
-                    Ok(path) if is_in_both => ahead.push(path),
+            let (before, after) = (before.list(&dir)?, after.list(&dir)?);
+            for (name, was, is) in before.differences(&after) {
+                let is_directory = |entry: Option<TreeEntry>| {
+                    entry.map(|it| it.kind) == Some(EntryKind::Directory)
+                };
+                match std::str::from_utf8(name).map(|name| dir.join(name)) {
+                    Ok(path) if is_directory(was) && is_directory(is) => ahead.push(path),
                     Ok(path) => {
                         paths.insert(path.as_str().to_owned());
                     }
@@ -71,46 +75,37 @@ impl Changes {
 
     /// Whether something else may stand at `path` now. What stands below it does not matter.
     pub fn concern(&self, path: &RepoPath) -> bool {
-        let mut path = path.as_str();
+        let path = path.as_str();
+        let is_it = |changed: &str| {
+            changed.is_empty()
+                || path
+                    .strip_prefix(changed)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        // A commit changes a few paths, and is asked of very many.
+        if self.paths.len() <= 16 {
+            return self.paths.iter().any(|changed| is_it(changed));
+        }
+        let mut at = path;
         loop {
-            if self.paths.contains(path) {
+            if self.paths.contains(at) {
                 return true;
             }
-            match path.rsplit_once('/') {
-                Some((parent, _name)) => path = parent,
-                None => return !path.is_empty() && self.paths.contains(""),
+            match at.rsplit_once('/') {
+                Some((parent, _name)) => at = parent,
+                None => return self.paths.contains(""),
             }
         }
     }
 
-    /// Whether something changed at or below `path`.
-    pub fn reach_into(&self, path: &RepoPath) -> bool {
-        let below = |changed: &String| {
-            changed
-                .strip_prefix(path.as_str())
-                .is_some_and(|rest| path.is_root() || rest.starts_with('/'))
+    /// What follows `dir` in each of the paths that are below it.
+    pub(crate) fn below(&self, dir: &RepoPath) -> impl Iterator<Item = &str> {
+        let dir = if dir.is_root() {
+            String::new()
+        } else {
+            format!("{dir}/")
         };
-        self.concern(path) || self.paths.iter().any(below)
+        let from = self.paths.range(dir.clone()..).map(String::as_str);
+        from.map_while(move |path| path.strip_prefix(dir.as_str()))
     }
-}
-
-/// The names whose entries differ, and whether both are directories.
-fn differing(before: Vec<Listed>, after: Vec<Listed>) -> Vec<(Vec<u8>, bool)> {
-    let mut names = Vec::new();
-    let mut old: BTreeMap<Vec<u8>, TreeEntry> = before
-        .into_iter()
-        .map(|listed| (listed.name, listed.entry))
-        .collect();
-    for Listed { name, entry } in after {
-        match old.remove(&name) {
-            Some(was) if was == entry => {}
-            Some(was) => {
-                let both = was.kind == EntryKind::Directory && entry.kind == EntryKind::Directory;
-                names.push((name, both));
-            }
-            None => names.push((name, false)),
-        }
-    }
-    names.extend(old.into_keys().map(|name| (name, false)));
-    names
 }

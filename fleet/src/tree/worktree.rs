@@ -10,14 +10,14 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use sha2::{Digest as _, Sha256};
 
-use super::{ContentId, EntryKind, Listed, RepoPath, Tree, TreeEntry, TreeError};
+use super::{ContentId, EntryKind, Listed, Listing, RepoPath, Tree, TreeEntry, TreeError};
 
 static OPENED: AtomicU64 = AtomicU64::new(0);
 
@@ -162,9 +162,9 @@ impl Tree for WorkTree {
         Ok(entry)
     }
 
-    fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
+    fn list(&self, dir: &RepoPath) -> Result<Arc<Listing>, TreeError> {
         if !dir.is_root() && !self.is_directory(dir)? {
-            return Ok(Vec::new());
+            return Ok(Arc::default());
         }
         let on_disk = self.on_disk(dir);
         let failed = |error| TreeError::new(on_disk.display(), error);
@@ -179,12 +179,11 @@ impl Tree for WorkTree {
                 None => self.look(&on_disk.join(&name), name.as_bytes())?,
             };
             listed.extend(entry.map(|entry| Listed {
-                name: name.as_bytes().to_vec(),
+                name: name.as_bytes().into(),
                 entry,
             }));
         }
-        listed.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(listed)
+        Ok(Arc::new(listed.into_iter().collect()))
     }
 
     fn size(&self, id: ContentId) -> Result<u64, TreeError> {

@@ -2,14 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use longshore_fleet::{
-    Changes, ClosureCache, Closures, ContentId, EntryKind, Listed, Reader, RepoPath, Tree,
-    TreeEntry, TreeError,
+    Changes, ClosureCache, Closures, ContentId, EntryKind, Fleet, FleetError, Listed, Listing,
+    Reader, RepoPath, Tree, TreeEntry, TreeError,
 };
-use longshore_protocol::Digest;
+use longshore_protocol::{DeviceId, Digest};
 use proptest::prelude::*;
 
 use crate::{device, path};
@@ -95,18 +98,15 @@ impl Tree for Files {
         Ok(self.entries.get(path.as_str()).copied())
     }
 
-    fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
-        Ok(self
-            .entries
-            .iter()
-            .filter_map(|(path, entry)| {
-                let path = RepoPath::new(path).unwrap();
-                (path.parent().as_ref() == Some(dir)).then(|| Listed {
-                    name: path.name().unwrap().as_bytes().to_vec(),
-                    entry: *entry,
-                })
+    fn list(&self, dir: &RepoPath) -> Result<Arc<Listing>, TreeError> {
+        let listed = self.entries.iter().filter_map(|(path, entry)| {
+            let path = RepoPath::new(path).unwrap();
+            (path.parent().as_ref() == Some(dir)).then(|| Listed {
+                name: path.name().unwrap().as_bytes().into(),
+                entry: *entry,
             })
-            .collect())
+        });
+        Ok(Arc::new(listed.collect()))
     }
 
     fn size(&self, id: ContentId) -> Result<u64, TreeError> {
@@ -123,7 +123,7 @@ impl Tree for Counted<'_> {
         self.files.entry(path)
     }
 
-    fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
+    fn list(&self, dir: &RepoPath) -> Result<Arc<Listing>, TreeError> {
         self.files.list(dir)
     }
 
@@ -209,17 +209,21 @@ fn content() -> impl Strategy<Value = (EntryKind, String)> {
             Just("../../b/deep")
         ]),
         0..3_u8,
+        proptest::option::of(0..2_u8),
     )
-        .prop_map(|(name, overlay, key)| {
+        .prop_map(|(name, overlay, key, id)| {
             let overlay = overlay
                 .map(|it| format!("  overlay: {it}\n"))
                 .unwrap_or_default();
             let key = Digest::of(&[key]);
+            let id = id
+                .map(|id| format!("  id: {}\n", DeviceId::from_random([id; 16])))
+                .unwrap_or_default();
             (
                 FILE,
                 device(
                     &format!("d{name}"),
-                    &format!("spec:\n{overlay}  publicKey: {key}\n"),
+                    &format!("spec:\n{overlay}{id}  publicKey: {key}\n"),
                 ),
             )
         });
@@ -242,9 +246,16 @@ fn edit() -> impl Strategy<Value = Edit> {
     })
 }
 
-/// All that is found, as text where it is an error.
-fn found(reader: &mut Reader, cache: &mut ClosureCache, tree: &dyn Tree) -> (String, Vec<String>) {
-    let fleet = reader.read(tree, &RepoPath::root());
+/// The fleet after these changes, as a reconciler reads it.
+fn go_on(reader: &mut Reader, changes: &Changes, tree: &dyn Tree) -> Result<Fleet, FleetError> {
+    match reader.advance(tree, changes)? {
+        Some((fleet, _devices)) => Ok(fleet),
+        None => reader.read(tree, &RepoPath::root()),
+    }
+}
+
+/// All closures, as text.
+fn found(cache: &mut ClosureCache, tree: &dyn Tree) -> Vec<String> {
     let overlays: BTreeSet<RepoPath> = PLACES
         .iter()
         .chain(&["link/deep", "a/deep"])
@@ -260,7 +271,7 @@ fn found(reader: &mut Reader, cache: &mut ClosureCache, tree: &dyn Tree) -> (Str
         .collect();
     *cache = walker.into_cache();
     cache.retain(|path| overlays.contains(path));
-    (format!("{fleet:?}"), closures)
+    closures
 }
 
 fn start() -> Files {
@@ -290,20 +301,44 @@ proptest! {
     fn going_on_finds_what_starting_afresh_finds(
         commits in proptest::collection::vec(proptest::collection::vec(edit(), 0..3), 1..10),
     ) {
+        let root = RepoPath::root();
         let (mut reader, mut cache) = (Reader::new(), ClosureCache::default());
         let mut tree = start();
-        let (mut fleet, _) = found(&mut reader, &mut cache, &tree);
+        let mut fleet = reader.read(&tree, &root);
+        let mut closures = found(&mut cache, &tree);
         for edits in commits {
             let next = edits.iter().fold(tree.clone(), |tree, edit| tree.edit(edit));
             let changes = Changes::between(&tree, &next, 1000).unwrap().unwrap();
-            prop_assert_eq!(changes.concern(&RepoPath::root()), false);
-            cache.advance(&changes);
-            let is_concerned = reader.is_concerned(&changes);
-            let incremental = found(&mut reader, &mut cache, &next);
-            let afresh = found(&mut Reader::new(), &mut ClosureCache::default(), &next);
-            prop_assert_eq!(&incremental, &afresh);
-            prop_assert!(is_concerned || incremental.0 == fleet, "{:?}", changes);
-            (tree, fleet) = (next, incremental.0);
+            prop_assert_eq!(changes.concern(&root), false);
+            let forgotten = cache.advance(&changes).unwrap();
+            let known = reader.advance(&next, &changes).unwrap();
+            if let (Some((_, others)), Ok(before)) = (&known, &fleet) {
+                // Who is not named is the same.
+                let (after, _) = known.as_ref().unwrap();
+                for name in before.devices.keys().chain(after.devices.keys()) {
+                    let same = match (before.devices.get(name), after.devices.get(name)) {
+                        (Some(before), Some(after)) => Arc::ptr_eq(before, after),
+                        _ => false,
+                    };
+                    prop_assert!(same || others.contains(name), "{name}: {changes:?}");
+                }
+            }
+            let now = match known {
+                Some((fleet, _)) => Ok(fleet),
+                None => reader.read(&next, &root),
+            };
+            let said = |fleet: &Result<Fleet, FleetError>| {
+                fleet.as_ref().map(Clone::clone).map_err(ToString::to_string)
+            };
+            prop_assert_eq!(said(&now), said(&Reader::new().read(&next, &root)));
+            let incremental = found(&mut cache, &next);
+            prop_assert_eq!(&incremental, &found(&mut ClosureCache::default(), &next));
+            // What is not forgotten is the same.
+            for (before, after) in closures.iter().zip(&incremental) {
+                let overlay = RepoPath::new(before.split(':').next().unwrap()).unwrap();
+                prop_assert!(before == after || forgotten.contains(&overlay), "{overlay}: {changes:?}");
+            }
+            (tree, fleet, closures) = (next, now, incremental);
         }
     }
 }
@@ -332,12 +367,16 @@ fn cost(edits: &[(&str, &str)]) -> [usize; 3] {
             files,
             blobs: AtomicUsize::new(0),
         };
-        if let Some(before) = before {
-            let changes = Changes::between(before, &tree, 1000).unwrap().unwrap();
-            cache.advance(&changes);
-        }
         let (reads, walks) = (reader.reads(), cache.walks());
-        let fleet = reader.read(&tree, &RepoPath::root()).unwrap();
+        let fleet = match before {
+            Some(before) => {
+                let changes = Changes::between(before, &tree, 1000).unwrap().unwrap();
+                cache.advance(&changes);
+                go_on(&mut reader, &changes, &tree)
+            }
+            None => reader.read(&tree, &RepoPath::root()),
+        };
+        let fleet = fleet.unwrap();
         assert_eq!(fleet.problems, []);
         let mut walker = Closures::with_cache(&tree, "renderer", std::mem::take(&mut cache));
         for device in fleet.devices.values() {
@@ -365,19 +404,19 @@ fn cost(edits: &[(&str, &str)]) -> [usize; 3] {
 
 #[test]
 fn a_commit_costs_what_it_changed() {
-    // `fleet.yaml` is read each time, and the symlink that an overlay passes: these are the two.
-    assert_eq!(cost(&[("README.md", "new")]), [2, 0, 0]);
-    assert_eq!(cost(&[("devices/own-7/own.yaml", "new")]), [2, 1, 1]);
+    assert_eq!(cost(&[("README.md", "new")]), [0, 0, 0]);
+    // The device's file is read again with its folder.
+    assert_eq!(cost(&[("devices/own-7/own.yaml", "new")]), [1, 1, 1]);
     let own = "resources: [../../a]\nnameSuffix: -new\n";
     assert_eq!(
         cost(&[("devices/own-7/kustomization.yaml", own)]),
-        [3, 1, 1]
+        [2, 1, 1]
     );
     let file = device("own-7", "spec:\n  variables: {A: b}\n");
-    assert_eq!(cost(&[("devices/own-7/device.yaml", &file)]), [3, 1, 0]);
+    assert_eq!(cost(&[("devices/own-7/device.yaml", &file)]), [1, 1, 0]);
     // What all devices build on, all are walked for, and what they say is remembered.
     let [blobs, reads, walks] = cost(&[("b/r.yaml", "new")]);
-    assert_eq!((blobs, reads), (3, 0));
+    assert_eq!((blobs, reads), (1, 0), "the symlink that an overlay passes");
     assert!((50..56).contains(&walks), "{walks}");
 }
 
@@ -392,7 +431,7 @@ impl Tree for Failing<'_> {
         self.files.entry(path)
     }
 
-    fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
+    fn list(&self, dir: &RepoPath) -> Result<Arc<Listing>, TreeError> {
         self.files.list(dir)
     }
 

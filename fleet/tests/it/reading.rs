@@ -5,13 +5,16 @@ use std::{
     ffi::OsStr,
     fs,
     os::unix::ffi::OsStrExt,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use longshore_fleet::{
-    ContentId, EnrollmentSettings, Fleet, FleetError, Listed, MaxDecommission, Reader, RepoPath,
-    Tree, TreeEntry, TreeError, WorkTree, device_yaml, tree::resolve,
+    ContentId, EnrollmentSettings, Fleet, FleetError, Listed, Listing, MaxDecommission, Reader,
+    RepoPath, Tree, TreeEntry, TreeError, WorkTree, device_yaml, tree::resolve,
 };
 use longshore_protocol::{DeviceId, DeviceName, Digest};
 use proptest::prelude::*;
@@ -51,9 +54,9 @@ fn reads_devices_with_and_without_overlays_of_their_own() {
     assert_eq!(fleet.problems, []);
     assert_eq!(fleet.settings.name.as_str(), "shops");
     assert_eq!(fleet.settings.max_decommission, MaxDecommission::Default);
-    let a = &fleet.devices[&"a".parse().unwrap()];
+    let a = &fleet.devices[&"a".parse::<DeviceName>().unwrap()];
     assert_eq!((a.overlay.as_str(), a.shared), ("groups/kiosk", true));
-    let b = &fleet.devices[&"b".parse().unwrap()];
+    let b = &fleet.devices[&"b".parse::<DeviceName>().unwrap()];
     assert_eq!((b.overlay.as_str(), b.shared), ("devices/b", false));
     assert_eq!(b.labels["site"], "madrid");
     assert_eq!(b.file.as_str(), "devices/b/device.yaml");
@@ -73,7 +76,9 @@ fn a_fleet_may_stand_below_the_root() {
     let fleet = Reader::new().read(&repo.tree(), &path("prod")).unwrap();
     assert_eq!(fleet.problems, []);
     assert_eq!(
-        fleet.devices[&"a".parse().unwrap()].overlay.as_str(),
+        fleet.devices[&"a".parse::<DeviceName>().unwrap()]
+            .overlay
+            .as_str(),
         "groups/kiosk"
     );
 }
@@ -310,7 +315,7 @@ fn what_two_devices_share_neither_gets() {
             .device("good", SHARED);
         let fleet = read(&repo);
         assert_eq!(fleet.devices.len(), 1);
-        assert_eq!(fleet.folders.len(), 3, "held back is not removed");
+        assert_eq!(fleet.held_back.len(), 2, "held back is not removed");
         let found: Vec<String> = fleet.problems.iter().map(ToString::to_string).collect();
         assert_eq!(
             found,
@@ -334,21 +339,24 @@ impl Tree for Counting {
         self.0.entry(path)
     }
 
-    fn list(&self, dir: &RepoPath) -> Result<Vec<Listed>, TreeError> {
-        let mut listed = self.0.list(dir)?;
-        if dir.as_str() == "devices" {
-            for folder in &mut listed {
-                let path = dir.join(std::str::from_utf8(&folder.name).unwrap());
-                let below: Vec<String> = self
-                    .0
-                    .list(&path)?
-                    .iter()
-                    .map(|entry| format!("{entry:?}"))
-                    .collect();
-                folder.entry.id = ContentId(*Digest::of(below.join(" ").as_bytes()).as_bytes());
-            }
+    fn list(&self, dir: &RepoPath) -> Result<Arc<Listing>, TreeError> {
+        let listing = self.0.list(dir)?;
+        if dir.as_str() != "devices" {
+            return Ok(listing);
         }
-        Ok(listed)
+        let with_id = |folder: &Listed| {
+            let path = dir.join(std::str::from_utf8(&folder.name).unwrap());
+            let listing = self.0.list(&path)?;
+            let below: Vec<String> = listing.iter().map(|entry| format!("{entry:?}")).collect();
+            let mut folder = folder.clone();
+            folder.entry.id = ContentId(*Digest::of(below.join(" ").as_bytes()).as_bytes());
+            Ok(folder)
+        };
+        listing
+            .iter()
+            .map(with_id)
+            .collect::<Result<Listing, _>>()
+            .map(Arc::new)
     }
 
     fn size(&self, id: ContentId) -> Result<u64, TreeError> {

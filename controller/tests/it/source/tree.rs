@@ -83,8 +83,8 @@ async fn it_says_what_git_says() {
     let mut seen = BTreeMap::new();
     let mut folders = vec![(RepoPath::root(), Vec::new())];
     while let Some((folder, prefix)) = folders.pop() {
-        for listed in tree.list(&folder).unwrap() {
-            let path: Vec<u8> = [prefix.clone(), listed.name.clone()].concat();
+        for listed in &*tree.list(&folder).unwrap() {
+            let path: Vec<u8> = [prefix.clone(), listed.name.to_vec()].concat();
             if let Ok(text) = std::str::from_utf8(&listed.name) {
                 let here = folder.join(text);
                 assert_eq!(tree.entry(&here).unwrap(), Some(listed.entry), "{here:?}");

@@ -184,11 +184,27 @@ async fn insert(db: &mut AnyConnection, shops: &FleetId, id: &DeviceId, name: u3
 pub(super) async fn refresh(roster: &mut Roster, database: &Database, fleet: &FleetId) {
     let mut db = database.read().await;
     let row = fleets::find(&mut db, fleet).await.unwrap().unwrap();
-    roster.refresh(&mut db, &row).await.unwrap();
+    let before = members(roster);
+    let others = roster.refresh(&mut db, &row).await.unwrap();
+    let after = members(roster);
+    // Who is not named is the same.
+    let differs = |member: &&Member| !before.contains(member) || !after.contains(member);
+    for member in before.iter().chain(&after).filter(differs) {
+        assert!(others.contains(&member.id), "{member:?}");
+    }
+    for (key, id) in after.iter().map(|member| (&member.public_key, &member.id)) {
+        assert_eq!(roster.with_key(key), Some(id));
+    }
 }
 
 pub(super) fn members(roster: &Roster) -> Vec<Member> {
-    roster.members().map(|member| (**member).clone()).collect()
+    assert_eq!(roster.active().count(), roster.active_count());
+    let mut members: Vec<_> = roster.active().chain(roster.pending()).collect();
+    members.sort_by(|one, other| one.id.cmp(&other.id));
+    members
+        .into_iter()
+        .map(|member| (**member).clone())
+        .collect()
 }
 
 /// What the list of all devices says, which knows no stamps.
