@@ -47,7 +47,7 @@ pub(crate) async fn render(source: &Source, device: &DeviceName) -> Result<Vec<O
             ClosureError::Tree(error) => unreadable(error),
         })?;
     let built = kustomize
-        .render(&tree, &closure)
+        .render("here", &tree, &closure)
         .await
         .map_err(|error| not_built(spec, error))?;
     let mut objects = Variables::of(spec).substitute(&built).map_err(|error| {

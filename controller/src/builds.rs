@@ -344,7 +344,7 @@ impl Builds {
             return turn.finish(None);
         }
         let started = Instant::now();
-        let result = self.render.render(&tree, &closure).await;
+        let result = self.render.render(key.0.as_str(), &tree, &closure).await;
         // The next one runs while this one is stored.
         turn.give_place_back();
         let elapsed = started.elapsed();

@@ -66,7 +66,7 @@ fn main() -> anyhow::Result<()> {
         .find(|device| device.shared)
         .context("no shared device")?;
     let closure = closures.closure(&some.overlay)?;
-    let objects = runtime.block_on(kustomize.render(&tree, &closure))?;
+    let objects = runtime.block_on(kustomize.render("measure", &tree, &closure))?;
     let started = Instant::now();
     for device in fleet.devices.values() {
         Variables::of(device).substitute(&objects)?;
@@ -84,14 +84,14 @@ async fn builds(
     const BUILDS: usize = 40;
     let started = Instant::now();
     for _ in 0..BUILDS {
-        kustomize.render(tree, closure).await?;
+        kustomize.render("measure", tree, closure).await?;
     }
     line("build_alone", started.elapsed(), BUILDS, context);
     let started = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..BUILDS {
         let (kustomize, tree, closure) = (kustomize.clone(), tree.clone(), closure.clone());
-        tasks.spawn(async move { kustomize.render(&tree, &closure).await.map(drop) });
+        tasks.spawn(async move { kustomize.render("measure", &tree, &closure).await.map(drop) });
     }
     while let Some(built) = tasks.join_next().await {
         built??;

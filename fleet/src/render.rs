@@ -45,8 +45,13 @@ pub trait Render: fmt::Debug + Send + Sync {
     }
 
     /// The objects of `closure`'s overlay, whose files are taken from `tree`. Each key appears once; an overlay
-    /// without objects gives none, which is no error.
-    fn render<'a>(&'a self, tree: &'a Arc<dyn Tree>, closure: &'a Closure) -> RenderFuture<'a>;
+    /// without objects gives none, which is no error. Builds of different owners have nothing in common.
+    fn render<'a>(
+        &'a self,
+        owner: &'a str,
+        tree: &'a Arc<dyn Tree>,
+        closure: &'a Closure,
+    ) -> RenderFuture<'a>;
 }
 
 /// How builds are run.

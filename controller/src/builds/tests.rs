@@ -58,7 +58,12 @@ impl Render for Fake {
         self.parallelism
     }
 
-    fn render<'a>(&'a self, _tree: &'a Arc<dyn Tree>, closure: &'a Closure) -> RenderFuture<'a> {
+    fn render<'a>(
+        &'a self,
+        _owner: &'a str,
+        _tree: &'a Arc<dyn Tree>,
+        closure: &'a Closure,
+    ) -> RenderFuture<'a> {
         Box::pin(async {
             let overlay = closure.overlay.as_str();
             self.begun

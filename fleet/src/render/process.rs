@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Render, RenderError, RenderFuture, RenderSettings,
     detect::{self, DetectError, Program},
-    export::{self, Export},
+    export::{self, Export, Exports},
     output,
     sandbox::{self, Group, Launch, Limits, Sandbox},
 };
@@ -41,6 +41,7 @@ pub struct Kustomize {
     version: String,
     identity: String,
     scratch: std::path::PathBuf,
+    exports: Arc<Exports>,
     sandbox: Arc<Sandbox>,
 }
 
@@ -72,7 +73,10 @@ impl Kustomize {
             .cloned()
             .chain([program.path.clone()])
             .collect();
+        // Without Landlock nobody can tell whether a build left anything behind.
+        let kept = if landlock { settings.parallelism } else { 0 };
         let mut kustomize = Self {
+            exports: Arc::new(Exports::new(scratch.clone(), kept)),
             sandbox: Arc::new(Sandbox::new(landlock, readable)),
             version: String::new(),
             identity: String::new(),
@@ -111,7 +115,8 @@ impl Kustomize {
     }
 
     async fn ask_version(&self) -> Result<String, RenderError> {
-        let export = Export::new(&self.scratch).map_err(environment("make a private directory"))?;
+        let export =
+            Export::new(&self.scratch, "").map_err(environment("make a private directory"))?;
         let arguments = self
             .program
             .flavor
@@ -136,18 +141,15 @@ impl Kustomize {
 
     async fn build(
         &self,
+        owner: &str,
         tree: Arc<dyn Tree>,
         closure: &Closure,
     ) -> Result<Vec<Object>, RenderError> {
         self.program.check().map_err(environment("use kustomize"))?;
         let files = closure.files.clone();
-        let scratch = self.scratch.clone();
-        let export = blocking(move || {
-            let export = Export::new(&scratch).map_err(environment("make a private directory"))?;
-            export.fill(tree.as_ref(), &files)?;
-            Ok(export)
-        })
-        .await?;
+        let exports = self.exports.clone();
+        let owner = owner.to_owned();
+        let export = blocking(move || exports.take(&owner, tree.as_ref(), &files)).await?;
         let root = export.tree();
         let overlay = if closure.overlay.is_root() {
             root.clone()
@@ -163,14 +165,18 @@ impl Kustomize {
         let finished = self
             .run(&export, build.chain([overlay.into()]).collect())
             .await;
+        let exports = finished.is_ok().then(|| self.exports.clone());
         let result = match finished {
             Ok(finished) if finished.status.success() => Ok(finished.output),
             Ok(finished) => Err(self.failure(&finished, &root)),
             Err(error) => Err(error),
         };
         blocking(move || {
-            // Removing the files is blocking work too.
-            drop(export);
+            // Removing the files, where they are not kept, is blocking work too.
+            match exports {
+                Some(exports) => exports.give_back(export),
+                None => drop(export),
+            }
             Ok(output::objects(&result?)?)
         })
         .await
@@ -292,8 +298,13 @@ impl Render for Kustomize {
         self.settings.parallelism
     }
 
-    fn render<'a>(&'a self, tree: &'a Arc<dyn Tree>, closure: &'a Closure) -> RenderFuture<'a> {
-        Box::pin(self.build(tree.clone(), closure))
+    fn render<'a>(
+        &'a self,
+        owner: &'a str,
+        tree: &'a Arc<dyn Tree>,
+        closure: &'a Closure,
+    ) -> RenderFuture<'a> {
+        Box::pin(self.build(owner, tree.clone(), closure))
     }
 }
 

@@ -268,7 +268,7 @@ impl Controller {
             };
             if !self.built.contains_key(&closure.key) {
                 self.builds += 1;
-                let built = match renderer.render(tree, &closure).await {
+                let built = match renderer.render("tenant", tree, &closure).await {
                     Ok(objects) => Some(objects),
                     Err(RenderError::Build { .. }) => None,
                     Err(error) => panic!("{error:?}"),

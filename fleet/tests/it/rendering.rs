@@ -54,7 +54,9 @@ pub async fn render(
     overlay: &str,
 ) -> Result<Vec<Object>, RenderError> {
     let tree = repo.shared();
-    renderer.render(&tree, &closure(&tree, overlay)).await
+    renderer
+        .render("tenant", &tree, &closure(&tree, overlay))
+        .await
 }
 
 fn simple() -> Repo {
@@ -106,6 +108,8 @@ async fn both_programs_build() {
             keys(&render(&renderer, &simple(), "o").await.unwrap()),
             ["v1/ConfigMap/x-map"]
         );
+        // What it keeps for the next build goes with it.
+        drop(renderer);
         assert!(is_empty(scratch.path()));
     }
 }
@@ -162,7 +166,11 @@ async fn a_build_sees_its_closure_only() {
         files,
         ..Closure::clone(&whole)
     };
-    let error = kustomize().await.render(&tree, &partial).await.unwrap_err();
+    let error = kustomize()
+        .await
+        .render("tenant", &tree, &partial)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("map.yaml"), "{error}");
 }
 

@@ -56,7 +56,7 @@ async fn rendered(world: &World, kustomize: &Kustomize, commit: Oid) -> Rendered
         Arc::make_mut(&mut spec).id = Some(DeviceId::from_random([0; 16]));
         let closure = Closures::new(&*tree, kustomize.identity()).closure(&spec.overlay);
         let objects = match closure {
-            Ok(closure) => kustomize.render(&tree, &closure).await.ok(),
+            Ok(closure) => kustomize.render("tenant", &tree, &closure).await.ok(),
             Err(_) => None,
         };
         let own = objects.and_then(|objects| of_device(&spec, &objects).ok());

@@ -74,7 +74,12 @@ impl Render for Builder {
         100
     }
 
-    fn render<'a>(&'a self, tree: &'a Arc<dyn Tree>, closure: &'a Closure) -> RenderFuture<'a> {
+    fn render<'a>(
+        &'a self,
+        _owner: &'a str,
+        tree: &'a Arc<dyn Tree>,
+        closure: &'a Closure,
+    ) -> RenderFuture<'a> {
         Box::pin(async move {
             let overlay = closure.overlay.as_str();
             self.begun.lock().unwrap().push(overlay.to_owned());
