@@ -8,12 +8,12 @@ use longshore_controller::{
     hosting::hook,
     run, telemetry,
 };
-use mimalloc::MiMalloc;
+use tikv_jemallocator::Jemalloc;
 
 /// With thousands of connections the C library's allocator keeps half as much again as is in use: what storms and
 /// large commits leave behind is in pieces. docs/BENCHMARKS.md has the figures.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     if hook::is_called(&mut std::env::args_os()) {
