@@ -231,6 +231,7 @@ fn approve(
         ca_bundle: approved.ca_bundle,
         edge_url,
         server: application.server.clone(),
+        trust: Some(application.trust.clone()),
         token: digest(&application.token),
     };
     state.keep_identity(&identity)?;

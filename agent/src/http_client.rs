@@ -3,7 +3,7 @@
 //! No pool, no redirects, no proxies: an agent makes one kind of call in its life and holds one connection.
 //! Answers are read up to a bound, and every step has a deadline of the caller's.
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{error::Error, io, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::{Either, select};
 use http::{HeaderMap, Request, Response, header};
@@ -14,7 +14,7 @@ use hyper::{
     upgrade::{self, Upgraded},
 };
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::{AlertDescription, ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use url::Url;
@@ -48,6 +48,25 @@ pub enum HttpError {
     /// It took too long.
     #[error("{0} did not answer in time")]
     Timeout(String),
+}
+
+impl HttpError {
+    /// Whether the server said over TLS that our certificate has ended. With TLS 1.3 it says so where its answer
+    /// would be.
+    pub fn is_certificate_expired(&self) -> bool {
+        let mut cause: Option<&(dyn Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let inner = error
+                .downcast_ref::<io::Error>()
+                .and_then(|it| it.get_ref());
+            let rustls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            if let Some(rustls::Error::AlertReceived(alert)) = rustls {
+                return *alert == AlertDescription::CertificateExpired;
+            }
+            cause = error.source();
+        }
+        false
+    }
 }
 
 /// What an upgrade was answered with.

@@ -25,7 +25,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use url::Url;
 
-use crate::files::{FileError, Folder, Found};
+use crate::{
+    files::{FileError, Folder, Found},
+    tls::Trust,
+};
 
 pub use certificate::{CertificateError, Chain};
 pub use key::DeviceKey;
@@ -54,8 +57,10 @@ pub struct Identity {
     pub ca_bundle: String,
     /// Where to connect.
     pub edge_url: Url,
-    /// Where it enrolled.
+    /// Where it enrolled, and renews a certificate that has ended.
     pub server: Url,
+    /// How it knew that server; unknown of a device that enrolled with an older agent.
+    pub trust: Option<Trust>,
     /// The digest of the provisioning token that it enrolled with.
     pub token: Digest,
 }

@@ -26,6 +26,7 @@ pub mod link;
 pub mod logs;
 pub mod process;
 pub mod reconcile;
+mod renew;
 pub mod report;
 pub mod run;
 pub mod runtime;

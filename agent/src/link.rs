@@ -8,7 +8,8 @@
 //! ledger is durable before the next effect is looked at. Waits are exponential with full jitter, from one
 //! second to one minute, and start again once a connection has proved stable; what the controller asks for in
 //! `Reconnect` or `Retry-After` is a lower bound. Credentials that are refused are tried again slowly: only a
-//! verified server that says `decommissioned` ends the device's membership.
+//! verified server that says `decommissioned` ends the device's membership. A certificate that ended while the device
+//! was away is renewed at the controller's public address first.
 
 pub(crate) mod dial;
 mod renewal;
@@ -29,14 +30,19 @@ use crate::{
     backoff::Backoff,
     causes,
     clock::Wall,
+    http_client::HttpError,
     identity::{self, CertificateError, Identity, StateDir, StateError},
     ledger::{self, Ledger},
+    renew::{self, RenewError},
     report::Reporter,
     tls::{self, TlsError},
 };
 
 /// A connection that held for this long was a good one.
 const STABLE: Duration = Duration::from_secs(10);
+
+/// How many times the longest wait a device waits to ask again whose certificate ended too long ago.
+const TOO_LATE: u32 = 15;
 
 /// How often what happens, where the controller does not say.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +133,16 @@ enum Closed {
     Broken(String),
 }
 
+/// What comes after a connection that was not made.
+#[derive(Debug)]
+enum Next {
+    /// Another try.
+    Wait(Duration),
+    /// Another try, with a new certificate.
+    Afresh,
+    Ended(Ended),
+}
+
 impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
     /// Keeps the link up until it is stopped or the device is decommissioned.
     pub async fn run(mut self, stop: CancellationToken) -> Result<Ended, LinkError> {
@@ -175,16 +191,81 @@ impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
                         }
                     }
                 }
-                Err(DialError::Decommissioned(reason)) => {
-                    return Ok(Ended::Decommissioned { reason });
+                Err(error) => {
+                    if matches!(error, DialError::Http(HttpError::Exchange(..))) {
+                        // A resumed session may be refused without a word; a new one is told why.
+                        tls = tls::edge(&self.identity)?;
+                    }
+                    match self.after(error, &renewal, &mut backoff, &stop).await? {
+                        Next::Wait(wait) => wait,
+                        Next::Afresh => {
+                            renewal = Renewal::of(&self.identity, &mut self.random)?;
+                            tls = tls::edge(&self.identity)?;
+                            backoff.reset();
+                            backoff.after_failure()
+                        }
+                        Next::Ended(ended) => return Ok(ended),
+                    }
                 }
-                Err(error) => self.wait_after(&error, &mut backoff),
             };
             tokio::select! {
                 () = stop.cancelled() => return Ok(Ended::Stopped),
                 () = time::sleep(wait) => {}
             }
         }
+    }
+
+    /// What to do after no connection was made. A certificate that has ended is renewed.
+    async fn after(
+        &mut self,
+        error: DialError,
+        renewal: &Renewal,
+        backoff: &mut Backoff,
+        stop: &CancellationToken,
+    ) -> Result<Next, LinkError> {
+        if let DialError::Decommissioned(reason) = error {
+            return Ok(Next::Ended(Ended::Decommissioned { reason }));
+        }
+        let wait = self.wait_after(&error, backoff);
+        if !renewal.is_overdue(&error, (self.wall)()) {
+            return Ok(Next::Wait(wait));
+        }
+        let server = self.identity.server.clone();
+        tracing::info!(%server, "the certificate has ended; renewing it");
+        let renewed = tokio::select! {
+            () = stop.cancelled() => return Ok(Next::Ended(Ended::Stopped)),
+            renewed = renew::renew(&self.identity) => renewed,
+        };
+        let wait = match renewed {
+            Ok(identity) => {
+                self.state.keep_identity(&identity)?;
+                self.identity = identity;
+                tracing::info!("the certificate is renewed");
+                return Ok(Next::Afresh);
+            }
+            Err(RenewError::Decommissioned(reason)) => {
+                return Ok(Next::Ended(Ended::Decommissioned { reason }));
+            }
+            Err(RenewError::TooLate(why)) => {
+                // What runs keeps running, and somebody may allow more.
+                let wait = backoff.at_least(self.timing.last_retry * TOO_LATE);
+                tracing::error!(why, ?wait, "this device cannot connect any more");
+                return Ok(Next::Wait(wait));
+            }
+            Err(RenewError::Later(status, asked)) => {
+                tracing::warn!(status, "the controller asks to come back later");
+                return Ok(Next::Wait(backoff.after_refusal(asked)));
+            }
+            Err(error) => {
+                let wait = match error {
+                    RenewError::Refused(..) => backoff.slow(),
+                    _ => wait,
+                };
+                tracing::warn!(error = causes(&error), %server, ?wait, "the certificate is not renewed");
+                wait
+            }
+        };
+        Ok(Next::Wait(wait))
     }
 
     fn wait_after(&self, error: &DialError, backoff: &mut Backoff) -> Duration {

@@ -44,17 +44,33 @@ pub enum TlsError {
 
 /// What the agent speaks when it enrolls.
 pub fn enrollment(trust: &Trust) -> Result<Arc<ClientConfig>, TlsError> {
+    public(trust, RootCertStore::empty())
+}
+
+/// What the agent speaks when it renews a certificate that has ended. It trusts whom it trusted when it enrolled,
+/// and the roots that it was given then: the listener's certificate may have changed since.
+pub fn renewal(identity: &Identity) -> Result<Arc<ClientConfig>, TlsError> {
+    let known = roots(&identity.ca_bundle)?;
+    match &identity.trust {
+        Some(trust) => public(trust, known),
+        None => public(&Trust::Bundle(String::new()), known),
+    }
+}
+
+fn public(trust: &Trust, mut roots: RootCertStore) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = provider();
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?;
     let config = match trust {
-        Trust::Bundle(pem) => builder
-            .with_root_certificates(roots(pem)?)
-            .with_no_client_auth(),
+        Trust::Bundle(pem) => {
+            add(&mut roots, pem)?;
+            builder.with_root_certificates(roots).with_no_client_auth()
+        }
         Trust::Fingerprint(pin) => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(PinnedRoot {
                 pin: *pin,
+                others: roots,
                 provider,
             }))
             .with_no_client_auth(),
@@ -82,16 +98,22 @@ fn provider() -> Arc<CryptoProvider> {
 
 fn roots(pem: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    for root in certificate::certificates(pem)? {
-        roots.add(root)?;
-    }
+    add(&mut roots, pem)?;
     Ok(roots)
 }
 
-/// Verifies chains up to the one root with this fingerprint.
+fn add(roots: &mut RootCertStore, pem: &str) -> Result<(), TlsError> {
+    for root in certificate::certificates(pem)? {
+        roots.add(root)?;
+    }
+    Ok(())
+}
+
+/// Verifies chains up to the one root with this fingerprint, or to another one that is known.
 #[derive(Debug)]
 struct PinnedRoot {
     pin: Digest,
+    others: RootCertStore,
     provider: Arc<CryptoProvider>,
 }
 
@@ -104,12 +126,16 @@ impl ServerCertVerifier for PinnedRoot {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let root = intermediates
+        let mut roots = self.others.clone();
+        let pinned = intermediates
             .iter()
-            .find(|certificate| Digest::of(certificate) == self.pin)
-            .ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
-        let mut roots = RootCertStore::empty();
-        roots.add(root.clone().into_owned())?;
+            .find(|certificate| Digest::of(certificate) == self.pin);
+        if let Some(root) = pinned {
+            roots.add(root.clone().into_owned())?;
+        }
+        if roots.is_empty() {
+            return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
+        }
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
             .build()
             .map_err(|error| Error::General(error.to_string()))?

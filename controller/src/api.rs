@@ -15,6 +15,7 @@ mod git;
 mod health;
 mod presence;
 mod previews;
+mod renew;
 mod serve;
 mod tenants;
 mod tokens;
@@ -104,6 +105,10 @@ pub fn router(api: Arc<Api>) -> Router {
             post(devices::decommission),
         )
         .route(longshore_protocol::api::ENROLL_PATH, post(enroll::enroll))
+        .route(
+            longshore_protocol::api::renew::RENEW_PATH,
+            get(renew::challenge).post(renew::renew),
+        )
         .layer(middleware::from_fn_with_state(
             Arc::<body::Bodies>::default(),
             body::bounded,

@@ -11,6 +11,7 @@
 
 mod authority;
 mod device;
+mod former;
 
 use std::{
     path::{Path, PathBuf},
@@ -27,6 +28,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 pub use self::{
     authority::Authority,
     device::{DeviceIdentity, Request, identity_of},
+    former::Former,
 };
 use crate::files;
 
@@ -55,6 +57,9 @@ pub enum CaError {
     /// The device's request is refused. The device's fault.
     #[error("the certificate signing request {0}")]
     Request(String),
+    /// The certificate that a device presents for a renewal is refused. The device's fault.
+    #[error("the certificate chain {0}")]
+    Former(String),
     /// A certificate could not be made.
     #[error("a certificate could not be made")]
     Issue(#[from] rcgen::Error),

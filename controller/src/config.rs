@@ -109,6 +109,8 @@ settings! {
     [env = "LONGSHORE_POLL_INTERVAL", value_name = "DURATION"] poll_interval: Period,
     /// How often devices ping [default: 30s]
     [env = "LONGSHORE_HEARTBEAT", value_name = "DURATION"] heartbeat: Period,
+    /// For how many days after its end a device's certificate is renewed, by its key; 0 for never [default: 90]
+    [env = "LONGSHORE_RENEWAL_GRACE", value_name = "DAYS"] renewal_grace: u32,
     /// The trust domain of devices' SPIFFE ids [default: longshore]
     [env = "LONGSHORE_TRUST_DOMAIN", value_name = "NAME"] trust_domain: String,
     /// A certificate authority of your own: the issuing certificate and those above it, PEM
@@ -241,6 +243,8 @@ pub struct Config {
     pub poll_interval: Duration,
     /// How often devices ping.
     pub heartbeat: Duration,
+    /// For how long after its end a device's certificate is renewed.
+    pub renewal_grace: Duration,
     /// The trust domain of devices' SPIFFE ids.
     pub trust_domain: String,
     /// The operator's certificate authority, where one was given.
@@ -308,6 +312,7 @@ impl Config {
             heartbeat: settings
                 .heartbeat
                 .map_or(Duration::from_secs(30), |it| it.0),
+            renewal_grace: DAY * settings.renewal_grace.unwrap_or(90),
             trust_domain: settings
                 .trust_domain
                 .unwrap_or_else(|| "longshore".to_owned()),
@@ -356,6 +361,7 @@ impl Config {
             secret_key: Option<&'static str>,
             poll_interval: String,
             heartbeat: String,
+            renewal_grace: u64,
             trust_domain: &'a str,
             ca_chain: Option<&'a Path>,
             ca_key: Option<&'a Path>,
@@ -388,6 +394,7 @@ impl Config {
             secret_key: self.secret_key.as_ref().map(|_| "(redacted)"),
             poll_interval: format!("{:?}", self.poll_interval),
             heartbeat: format!("{:?}", self.heartbeat),
+            renewal_grace: self.renewal_grace.as_secs() / DAY.as_secs(),
             trust_domain: &self.trust_domain,
             ca_chain: ca.map(|ca| &*ca.chain),
             ca_key: ca.map(|ca| &*ca.key),
@@ -411,6 +418,7 @@ impl Config {
 }
 
 const MIB: u64 = 1024 * 1024;
+const DAY: Duration = Duration::from_hours(24);
 
 fn bytes(mib: u64) -> u64 {
     mib.saturating_mul(MIB)

@@ -16,6 +16,7 @@ mod held;
 pub mod limits;
 mod pass;
 mod push_pause;
+mod renewal;
 mod requests;
 pub mod text;
 mod verdict;
@@ -25,7 +26,7 @@ mod write;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use longshore_protocol::{
-    DeviceId, DeviceName,
+    DeviceId, DeviceName, Digest, TenantName,
     api::{DeviceState, EnrollApproved, EnrollPending, EnrollRejected, EnrollRequest, Facts},
 };
 use rand::RngExt as _;
@@ -84,6 +85,14 @@ pub enum EnrollError {
     /// `422`: the name or the request is no good.
     #[error("{0}")]
     Invalid(String),
+    /// `401`: what a device presents for a renewal is not all of the same device.
+    #[error(
+        "the certificate, the device token and the signature do not belong to one device of this controller"
+    )]
+    Unproven,
+    /// `409`: the challenge of a renewal is not ours, or too old.
+    #[error("the challenge is not this controller's, or it is too old: ask for another one")]
+    StaleChallenge,
     /// `429`: too many tries.
     #[error("too many tries; come back after {} s", retry_after.as_secs().max(1))]
     TooMany {
@@ -141,6 +150,8 @@ pub struct Enrollment {
     pub shutdown: CancellationToken,
     /// Where devices connect.
     pub edge_url: String,
+    /// For how long after its end a certificate is renewed; nothing for never.
+    pub renewal_grace: Duration,
 }
 
 impl Enrollment {
@@ -310,43 +321,55 @@ impl Enrollment {
         csr: &Request,
         retry_after: u64,
     ) -> Result<Outcome, EnrollError> {
-        let device_token = || {
-            self.keyring
-                .device_token(&device.id, device.public_key)
-                .expose_secret()
-                .to_owned()
-        };
         Ok(match device.state {
             DeviceState::Pending => Outcome::Pending(EnrollPending {
                 device_id: device.id.clone(),
-                device_token: device_token(),
+                device_token: self.device_token(&device.id, device.public_key),
                 status: "pending".to_owned(),
                 retry_after,
                 message: Some(device.state_reason.clone()),
             }),
             DeviceState::Active => {
-                let chain = self
-                    .ca
-                    .sign_device(csr, &device.fleet.tenant, &device.id, clock::now_ms())
-                    .map_err(EnrollError::Ca)?;
-                Outcome::Approved(EnrollApproved {
-                    device_id: device.id.clone(),
-                    device_token: device_token(),
-                    certificate_chain: pem("CERTIFICATE", &chain),
-                    ca_bundle: self.certificates.edge_bundle(),
-                    edge_url: self.edge_url.clone(),
-                })
+                let tenant = &device.fleet.tenant;
+                Outcome::Approved(self.approve(csr, tenant, &device.id, device.public_key)?)
             }
-            DeviceState::Rejected => Outcome::Rejected(EnrollRejected {
-                status: "rejected".to_owned(),
-                reason: device.state_reason.clone(),
-            }),
-            DeviceState::Decommissioned => Outcome::Rejected(EnrollRejected {
-                status: "decommissioned".to_owned(),
-                reason: device.state_reason.clone(),
-            }),
+            DeviceState::Rejected => refused("rejected", &device.state_reason),
+            DeviceState::Decommissioned => refused("decommissioned", &device.state_reason),
         })
     }
+
+    /// What a device gets that is approved, with a certificate for the key of `csr`.
+    fn approve(
+        &self,
+        csr: &Request,
+        tenant: &TenantName,
+        id: &DeviceId,
+        public_key: Digest,
+    ) -> Result<EnrollApproved, EnrollError> {
+        let chain = self
+            .ca
+            .sign_device(csr, tenant, id, clock::now_ms())
+            .map_err(EnrollError::Ca)?;
+        Ok(EnrollApproved {
+            device_id: id.clone(),
+            device_token: self.device_token(id, public_key),
+            certificate_chain: pem("CERTIFICATE", &chain),
+            ca_bundle: self.certificates.edge_bundle(),
+            edge_url: self.edge_url.clone(),
+        })
+    }
+
+    fn device_token(&self, id: &DeviceId, public_key: Digest) -> String {
+        let token = self.keyring.device_token(id, public_key);
+        token.expose_secret().to_owned()
+    }
+}
+
+fn refused(status: &str, reason: &str) -> Outcome {
+    Outcome::Rejected(EnrollRejected {
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+    })
 }
 
 /// Facts come from outside: few, short, and without control characters.

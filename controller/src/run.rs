@@ -341,6 +341,7 @@ impl Serving {
             metrics: metrics.clone(),
             shutdown: tasks.shutdown.clone(),
             edge_url: format!("{edge_url}{EDGE_PATH}"),
+            renewal_grace: config.renewal_grace,
         };
         let hosting = Hosting::start(&data_dir, config.hosting, fleets.clone(), tasks.clone())?;
         let counted = metrics.clone();

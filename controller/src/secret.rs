@@ -62,6 +62,7 @@ pub enum SecretError {
 pub struct Keyring {
     device_tokens: [u8; 32],
     links: [u8; 32],
+    challenges: [u8; 32],
     encryption: ChaCha20Poly1305,
 }
 
@@ -87,6 +88,7 @@ impl Keyring {
         Ok(Self {
             device_tokens: mac(&master, b"longshore.dev/device-tokens/v1"),
             links: mac(&master, b"longshore.dev/links/v1"),
+            challenges: mac(&master, b"longshore.dev/challenges/v1"),
             encryption: ChaCha20Poly1305::new(&mac(&master, b"longshore.dev/encryption/v1").into()),
         })
     }
@@ -122,6 +124,20 @@ impl Keyring {
             .as_bytes()
             .ct_eq(presented.as_bytes())
             .into()
+    }
+
+    /// A text that shows that whoever signs it does so after `now`. Every replica knows it again.
+    pub fn challenge(&self, now: u64) -> String {
+        let at = now.to_string();
+        format!("{at}.{}", hex::encode(mac(&self.challenges, at.as_bytes())))
+    }
+
+    /// When `presented` was made by [`Self::challenge`]; `None` where it was not.
+    pub fn challenged_at(&self, presented: &str) -> Option<u64> {
+        let at = presented.split_once('.')?.0.parse().ok()?;
+        let expected = self.challenge(at);
+        let is_ours: bool = expected.as_bytes().ct_eq(presented.as_bytes()).into();
+        is_ours.then_some(at)
     }
 
     /// Encrypts a secret; `purpose` must be given again to decrypt.
@@ -201,6 +217,24 @@ mod tests {
         assert!(!keyring.is_link_key("preview default/shops 7 abc", ""));
         let token = keyring.device_token(&DeviceId::from_random([1; 16]), Digest::of(b"key"));
         assert!(!token.expose_secret().contains(&key));
+    }
+
+    #[test]
+    fn a_challenge_says_when_it_was_made_and_cannot_be_made_up() {
+        let keyring = keyring();
+        let challenge = keyring.challenge(1234);
+        assert_eq!(keyring.challenged_at(&challenge), Some(1234));
+        let (_, mac) = challenge.split_once('.').unwrap();
+        let forged = [
+            format!("9234.{mac}"),
+            format!("01234.{mac}"),
+            format!("1234.{}", &mac[1..]),
+            "1234".to_owned(),
+            String::new(),
+        ];
+        for forged in forged {
+            assert_eq!(keyring.challenged_at(&forged), None, "{forged}");
+        }
     }
 
     #[test]

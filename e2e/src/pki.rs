@@ -1,6 +1,6 @@
 //! Certificates that the controller would not make, by its own authority.
 
-use std::{fs, path::Path};
+use std::{ffi::OsString, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use rcgen::{
@@ -61,6 +61,52 @@ impl Authority {
             issuer: Issuer::from_ca_cert_der(own, key)?,
             chain,
         })
+    }
+
+    /// An authority that is older than the devices' certificates that it is to have issued, for a controller that gets
+    /// [`Authority::settings`].
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn old(directory: &Path) -> Result<Self> {
+        let now = OffsetDateTime::now_utc();
+        let params = |name: &str| {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.not_before = now - Duration::days(1000);
+            params.not_after = now + Duration::days(1000);
+            params
+        };
+        let root_key = KeyPair::generate()?;
+        let root_params = params("old root");
+        let root = root_params.self_signed(&root_key)?;
+        let key = KeyPair::generate()?;
+        let own = params("old intermediate");
+        let certificate = own.signed_by(&key, &Issuer::new(root_params, root_key))?;
+        for (name, text) in [
+            ("root.pem", root.pem()),
+            ("chain.pem", certificate.pem()),
+            ("key.pem", key.serialize_pem()),
+        ] {
+            fs::write(directory.join(name), text).with_context(|| name.to_owned())?;
+        }
+        Ok(Self {
+            chain: vec![certificate.der().clone()],
+            issuer: Issuer::new(own, key),
+        })
+    }
+
+    /// The arguments of a controller that has the authority in `directory`.
+    pub fn settings(directory: &Path) -> Vec<OsString> {
+        ["chain", "key", "root"]
+            .into_iter()
+            .flat_map(|part| {
+                let path = directory.join(format!("{part}.pem"));
+                [format!("--ca-{part}").into(), path.into()]
+            })
+            .collect()
     }
 
     /// Another authority, which nobody trusts.

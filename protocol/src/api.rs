@@ -6,6 +6,7 @@
 
 pub mod connection;
 pub mod preview;
+pub mod renew;
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! The device's key: ECDSA P-256, made here, and it never leaves.
 
 use longshore_protocol::{DeviceName, Digest};
-use rcgen::{CertificateParams, DnType, KeyPair, PublicKeyData as _};
+use rcgen::{CertificateParams, DnType, KeyPair, PublicKeyData as _, SigningKey as _};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::CertificateError;
@@ -46,6 +46,11 @@ impl DeviceKey {
     /// What the approver compares: the SHA-256 digest of [`DeviceKey::public_key`].
     pub fn fingerprint(&self) -> Digest {
         Digest::of(&self.public_key())
+    }
+
+    /// A signature over `message`: ECDSA with SHA-256, in ASN.1.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, CertificateError> {
+        self.0.sign(message).map_err(CertificateError::Key)
     }
 
     /// A request for a certificate, signed with this key. The subject is a courtesy to people; the

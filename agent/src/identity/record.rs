@@ -6,6 +6,8 @@ use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use crate::tls::Trust;
+
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Identity {
     device_id: DeviceId,
@@ -16,6 +18,10 @@ pub(crate) struct Identity {
     ca_bundle: String,
     edge_url: Url,
     server: Url,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    server_fingerprint: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    server_ca: Option<String>,
     token_digest: Digest,
 }
 
@@ -31,6 +37,11 @@ pub(crate) struct Enrollment {
 
 impl From<&super::Identity> for Identity {
     fn from(identity: &super::Identity) -> Self {
+        let (server_fingerprint, server_ca) = match &identity.trust {
+            Some(Trust::Fingerprint(pin)) => (Some(*pin), None),
+            Some(Trust::Bundle(pem)) => (None, Some(pem.clone())),
+            None => (None, None),
+        };
         Self {
             device_id: identity.device_id.clone(),
             name: identity.name.clone(),
@@ -40,6 +51,8 @@ impl From<&super::Identity> for Identity {
             ca_bundle: identity.ca_bundle.clone(),
             edge_url: identity.edge_url.clone(),
             server: identity.server.clone(),
+            server_fingerprint,
+            server_ca,
             token_digest: identity.token,
         }
     }
@@ -47,6 +60,7 @@ impl From<&super::Identity> for Identity {
 
 impl From<Identity> for super::Identity {
     fn from(record: Identity) -> Self {
+        let pin = record.server_fingerprint.map(Trust::Fingerprint);
         Self {
             device_id: record.device_id,
             name: record.name,
@@ -56,6 +70,7 @@ impl From<Identity> for super::Identity {
             ca_bundle: record.ca_bundle,
             edge_url: record.edge_url,
             server: record.server,
+            trust: pin.or(record.server_ca.map(Trust::Bundle)),
             token: record.token_digest,
         }
     }

@@ -1,18 +1,23 @@
 //! A new certificate before the old one ends: at two thirds of its life, give or take a twentieth, so that
 //! devices that enrolled together do not renew together. A refused or lost request is made again after an
 //! hour, or sooner where the life is short. Every request has a fresh key; the old one is used until the new
-//! certificate is on disk.
+//! certificate is on disk. A device that was away for too long renews elsewhere, in [`crate::renew`].
 
 use rand::{RngExt as _, rngs::StdRng};
 
-use crate::identity::{CertificateError, Chain, DeviceKey, Identity, Keep};
+use crate::{
+    http_client::HttpError,
+    identity::{CertificateError, Chain, DeviceKey, Identity, Keep},
+};
 
-use super::LinkError;
+use super::{LinkError, dial::DialError};
 
 /// When to renew, in milliseconds since the Unix epoch by the controller's clock.
 #[derive(Debug)]
 pub(super) struct Renewal {
     due: u64,
+    /// When the certificate ends.
+    ends: u64,
     again: u64,
     asked: Option<DeviceKey>,
 }
@@ -30,8 +35,19 @@ impl Renewal {
         let due = random.random_range(earliest..=earliest + 2 * jitter);
         Self {
             due,
+            ends: to,
             again: (life / 20).clamp(1000, 3_600_000),
             asked: None,
+        }
+    }
+
+    /// Whether a connection failed because the certificate has ended: the controller says so, or the device's clock,
+    /// where somebody answered and did not say why he hung up.
+    pub(super) fn is_overdue(&self, error: &DialError, now: u64) -> bool {
+        match error {
+            DialError::Http(error) if error.is_certificate_expired() => true,
+            DialError::Http(HttpError::Exchange(..) | HttpError::Tls(..)) => now > self.ends,
+            _ => false,
         }
     }
 

@@ -1,10 +1,12 @@
 //! The link against a real edge endpoint: sets arrive, broken things heal, certificates renew.
 
+mod renewing;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use longshore_agent::{
     backoff::Backoff,
-    clock,
+    clock::{self, Wall},
     identity::{DeviceKey, Identity, Keep as _, StateDir},
     ledger::Ledger,
     link::{Ended, Link, LinkError, Timing},
@@ -51,6 +53,7 @@ pub fn identity(pki: &Pki, edge: &Edge, life: Life) -> Identity {
         ca_bundle: pki.bundle(),
         edge_url: edge.url.clone(),
         server: "https://127.0.0.1:1".parse().unwrap(),
+        trust: None,
         token: Digest::of(b"lst_secret"),
     }
 }
@@ -65,6 +68,15 @@ struct Agent {
 
 impl Agent {
     fn start(dir: tempfile::TempDir, identity: Identity, last_retry: Duration) -> Self {
+        Self::start_at(dir, identity, last_retry, clock::system)
+    }
+
+    fn start_at(
+        dir: tempfile::TempDir,
+        identity: Identity,
+        last_retry: Duration,
+        wall: Wall,
+    ) -> Self {
         let state = Arc::new(StateDir::open(&dir.path().join("state")).unwrap());
         state.keep_identity(&identity).unwrap();
         let ledger = Arc::new(Ledger::new(state.folder().unwrap()));
@@ -103,7 +115,7 @@ impl Agent {
             runtime: "directory",
             facts: [("arch".to_owned(), "arm64".to_owned())].into(),
             timing,
-            wall: clock::system,
+            wall,
             random: random(),
         };
         tokio::spawn(reconciler.run(stop.clone()));

@@ -96,3 +96,37 @@ pub fn later(status: u16, seconds: u64) -> Answer {
         response.body(String::new()).unwrap()
     })
 }
+
+/// A request of any kind.
+pub type Call = Request<Bytes>;
+
+/// Serves whatever is asked, by `handle`.
+pub async fn handle(
+    config: ServerConfig,
+    handle: impl Fn(&Call) -> Response<String> + Send + Sync + 'static,
+) -> Url {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let handle = Arc::new(handle);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            let handle = handle.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let handle = handle.clone();
+                async move {
+                    let (parts, body) = request.into_parts();
+                    let body = body.collect().await?.to_bytes();
+                    let response = handle(&Request::from_parts(parts, body));
+                    Ok::<_, hyper::Error>(response.map(|body| Full::new(Bytes::from(body))))
+                }
+            });
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    url.parse().unwrap()
+}

@@ -1,4 +1,4 @@
-//! The one endpoint for devices.
+//! Where devices ask to be let in.
 
 use axum::{
     Extension, Json,
@@ -18,10 +18,7 @@ pub(super) async fn enroll(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let token = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
-        .unwrap_or_default();
+    let token = bearer(&headers);
     let request: EnrollRequest = match serde_json::from_slice(&body) {
         Ok(request) => request,
         Err(error) => {
@@ -31,7 +28,20 @@ pub(super) async fn enroll(
     };
     // The call may be held for a while.
     drop(body);
-    match api.enrollment.enroll(token, request, peer.ip()).await {
+    respond(api.enrollment.enroll(token, request, peer.ip()).await)
+}
+
+/// The token that was presented, or nothing.
+pub(super) fn bearer(headers: &HeaderMap) -> &str {
+    headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+        .unwrap_or_default()
+}
+
+/// What a call came to, for the device.
+pub(super) fn respond(result: Result<Outcome, EnrollError>) -> Response {
+    match result {
         Ok(Outcome::Approved(approved)) => (StatusCode::OK, Json(approved)).into_response(),
         Ok(Outcome::Rejected(rejected)) => (StatusCode::FORBIDDEN, Json(rejected)).into_response(),
         Ok(Outcome::Pending(pending)) => {

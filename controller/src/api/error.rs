@@ -182,7 +182,10 @@ impl IntoResponse for EnrollError {
                 let body = Json(serde_json::json!({ "error": detail }));
                 (StatusCode::NOT_FOUND, body).into_response()
             }
-            Self::NameTaken(_) => ApiError::refused(StatusCode::CONFLICT, detail).into_response(),
+            Self::Unproven => ApiError::refused(StatusCode::UNAUTHORIZED, detail).into_response(),
+            Self::NameTaken(_) | Self::StaleChallenge => {
+                ApiError::refused(StatusCode::CONFLICT, detail).into_response()
+            }
             Self::Invalid(_) => {
                 ApiError::refused(StatusCode::UNPROCESSABLE_ENTITY, detail).into_response()
             }

@@ -9,7 +9,10 @@ use super::CaError;
 
 /// A certificate signing request whose signature proves that the sender holds the key.
 #[derive(Debug)]
-pub struct Request(PublicKey);
+pub struct Request {
+    key: PublicKey,
+    der: Vec<u8>,
+}
 
 impl Request {
     /// Reads a request in PEM.
@@ -27,6 +30,7 @@ impl Request {
     /// # Errors
     /// As [`Self::from_pem`].
     pub fn from_der(der: &[u8]) -> Result<Self, CaError> {
+        let bytes = der.to_vec();
         let der = CertificateSigningRequestDer::from(der);
         let params = CertificateSigningRequestParams::from_der(&der)
             .map_err(|error| CaError::Request(format!("is not valid: {error}")))?;
@@ -36,16 +40,24 @@ impl Request {
             ));
         }
         // Names and extensions that it asks for are not looked at: the controller decides them.
-        Ok(Self(params.public_key))
+        Ok(Self {
+            key: params.public_key,
+            der: bytes,
+        })
     }
 
     /// The digest of the key's DER form (RFC 5280 `SubjectPublicKeyInfo`), which names a device's key.
     pub fn key_digest(&self) -> Digest {
-        Digest::of(&self.0.subject_public_key_info())
+        Digest::of(&self.key.subject_public_key_info())
+    }
+
+    /// The request as it came, in DER form.
+    pub fn der(&self) -> &[u8] {
+        &self.der
     }
 
     pub(super) fn key(&self) -> &PublicKey {
-        &self.0
+        &self.key
     }
 }
 

@@ -31,6 +31,13 @@ const BY_TOKEN: Rate = Rate {
     burst: 5000.0,
     per_second: 500.0,
 };
+/// Renewals by device, which needs one.
+const BY_DEVICE: Rate = Rate {
+    burst: 20.0,
+    per_second: 0.1,
+};
+/// Of how many devices that is remembered.
+const REMEMBERED: usize = 100_000;
 /// Calls whose token is being looked up.
 const LOOKED_AT: usize = 2048;
 /// Calls that are worked on at once, of all tenants.
@@ -49,6 +56,7 @@ const COME_BACK: (u64, u64) = (2_000, 10_000);
 pub struct Limits {
     failed: Buckets<IpAddr>,
     by_token: Buckets<TokenId>,
+    by_device: Buckets<DeviceId>,
     looked_at: Semaphore,
     lines: Shares,
     works: Shares,
@@ -69,6 +77,7 @@ impl Default for Limits {
         Self {
             failed: Buckets::new(FAILED),
             by_token: Buckets::new(BY_TOKEN),
+            by_device: Buckets::of(BY_DEVICE, REMEMBERED),
             looked_at: Semaphore::new(LOOKED_AT),
             lines: Shares::of(TENANT_AT_WORK + IN_LINE),
             works: Shares::of(TENANT_AT_WORK),
@@ -89,6 +98,11 @@ impl Limits {
         let allowed = self.by_token.take(token.clone());
         // Those who are refused together do not come back together.
         allowed.map_err(|wait| wait + come_back())
+    }
+
+    /// Counts a renewal of a device that showed its token.
+    pub fn renewal(&self, device: &DeviceId) -> Result<(), Duration> {
+        self.by_device.take(device.clone())
     }
 
     /// A place among the calls whose token is being looked up, or when to come back.

@@ -22,6 +22,7 @@ mod journey;
 mod kubernetes;
 mod previews;
 mod removals;
+mod renewing;
 mod replicas;
 mod repo_faults;
 mod restarts;
