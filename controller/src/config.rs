@@ -89,7 +89,7 @@ settings! {
     [env = "LONGSHORE_DATA_DIR", value_name = "DIR"] data_dir: PathBuf,
     /// The address of the public listener: API, enrollment, webhooks [default: 0.0.0.0:8443]
     [env = "LONGSHORE_PUBLIC_LISTEN", value_name = "ADDRESS"] public_listen: SocketAddr,
-    /// The address of the edge listener, where devices connect [default: 0.0.0.0:8444]
+    /// The address of the edge listener, where devices connect; the public one's, to share it by host name [default: 0.0.0.0:8444]
     [env = "LONGSHORE_EDGE_LISTEN", value_name = "ADDRESS"] edge_listen: SocketAddr,
     /// The public listener's URL, as devices and operators reach it [default: from the listener]
     [env = "LONGSHORE_PUBLIC_URL", value_name = "URL"] public_url: String,
@@ -229,6 +229,8 @@ pub struct Config {
     pub public_url: Option<String>,
     /// The edge listener's URL, where it was given.
     pub edge_url: Option<String>,
+    /// The server name by which devices ask for the edge, where both listeners share one address.
+    pub edge_name: Option<String>,
     /// Further names in the listeners' certificates.
     pub hostnames: Vec<String>,
     /// Whether the public listener is without TLS.
@@ -291,7 +293,8 @@ impl Config {
         )?;
         let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
         let defaults = RenderSettings::default();
-        let config = Self {
+        let mut config = Self {
+            edge_name: None,
             data_dir: settings.data_dir.unwrap_or_else(|| "longshore-data".into()),
             public_listen: settings.public_listen.unwrap_or_else(|| any(8443)),
             edge_listen: settings.edge_listen.unwrap_or_else(|| any(8444)),
@@ -341,7 +344,39 @@ impl Config {
                 "plain-http sends tokens in clear: listen on a loopback address, or say behind-proxy",
             ));
         }
+        config.edge_name = config.shared()?;
         Ok(config)
+    }
+
+    /// The edge's own server name, where both listeners share one address.
+    fn shared(&self) -> Result<Option<String>, ConfigError> {
+        // Two listeners on port 0 get a port each.
+        if self.public_listen != self.edge_listen || self.edge_listen.port() == 0 {
+            return Ok(None);
+        }
+        if self.plain_http {
+            return Err(ConfigError::Contradiction(
+                "public-listen and edge-listen are the same address, and TLS tells them apart there: plain-http \
+                 needs an address of its own",
+            ));
+        }
+        let host = |url: &Option<String>| match url::Url::parse(url.as_deref()?).ok()?.host()? {
+            url::Host::Domain(name) => Some(name.trim_end_matches('.').to_owned()),
+            url::Host::Ipv4(_) | url::Host::Ipv6(_) => None,
+        };
+        let Some(edge) = host(&self.edge_url) else {
+            return Err(ConfigError::Contradiction(
+                "public-listen and edge-listen are the same address, and the host name that devices ask for tells \
+                 them apart there: name it in edge-url, such as wss://edge.example.com",
+            ));
+        };
+        if host(&self.public_url).is_some_and(|public| public == edge) {
+            return Err(ConfigError::Contradiction(
+                "public-listen and edge-listen are the same address, and public-url and edge-url have the same \
+                 host, so nobody can tell them apart: give the edge a host name of its own",
+            ));
+        }
+        Ok(Some(edge))
     }
 
     /// The settings in force as TOML, secrets redacted.
@@ -508,6 +543,49 @@ mod tests {
         );
         let half = Config::resolve(settings(&["--ca-key", "x"]), None).unwrap_err();
         assert!(half.to_string().contains("go together"));
+    }
+
+    #[test]
+    fn one_address_needs_two_names() {
+        let one = |rest: &[&str]| {
+            let both = [
+                "--public-listen",
+                "0.0.0.0:443",
+                "--edge-listen",
+                "0.0.0.0:443",
+            ];
+            Config::resolve(settings(&[&both, rest].concat()), None)
+                .map(|config| config.edge_name)
+                .map_err(|error| error.to_string())
+        };
+        let edge = ["--edge-url", "wss://edge.example.com"];
+        let public = ["--public-url", "https://longshore.example.com"];
+        let found = one(&[edge, public].concat()).unwrap();
+        assert_eq!(found.as_deref(), Some("edge.example.com"));
+        assert_eq!(one(&edge).unwrap().as_deref(), Some("edge.example.com"));
+        for (rest, wrong) in [
+            (&[][..], "name it in edge-url"),
+            (&["--edge-url", "wss://192.0.2.1"], "name it in edge-url"),
+            (
+                &[
+                    &edge[..],
+                    &["--public-url", "https://EDGE.example.com:8443"],
+                ]
+                .concat(),
+                "the same host",
+            ),
+            (
+                &[&edge[..], &["--plain-http", "--behind-proxy"]].concat(),
+                "plain-http needs an address of its own",
+            ),
+        ] {
+            let error = one(rest).unwrap_err();
+            assert!(error.contains(wrong), "{rest:?}: {error}");
+        }
+        // Two addresses, or two ports to be chosen, are told apart by themselves.
+        let any = ["--public-listen", "[::]:0", "--edge-listen", "[::]:0"];
+        let any = Config::resolve(settings(&any), None).unwrap();
+        assert_eq!(any.edge_name, None);
     }
 
     #[test]

@@ -120,7 +120,10 @@ async fn serve(config: Config, shutdown: &CancellationToken) -> Result<(), RunEr
     let (tasks, mut end) = Tasks::new(shutdown.clone());
     let foundation = Foundation::lay(&config).await?;
     let public = listen(config.public_listen).await?;
-    let edge = listen(config.edge_listen).await?;
+    let edge = match &config.edge_name {
+        Some(name) => Edge::Shared(name.clone()),
+        None => Edge::Own(listen(config.edge_listen).await?),
+    };
     let addresses = Addresses::of(&config, &public, &edge);
     let store = foundation.store.clone();
     let serving = Serving {
@@ -211,6 +214,14 @@ impl Foundation {
     }
 }
 
+/// Where devices connect.
+enum Edge {
+    /// At an address of their own.
+    Own(TcpListener),
+    /// At the public address, by asking for this server name.
+    Shared(String),
+}
+
 /// How others reach the listeners.
 struct Addresses {
     public_url: String,
@@ -220,9 +231,12 @@ struct Addresses {
 }
 
 impl Addresses {
-    fn of(config: &Config, public: &TcpListener, edge: &TcpListener) -> Self {
+    fn of(config: &Config, public: &TcpListener, edge: &Edge) -> Self {
         let public = public.local_addr().unwrap_or(config.public_listen);
-        let edge = edge.local_addr().unwrap_or(config.edge_listen);
+        let edge = match edge {
+            Edge::Own(edge) => edge.local_addr().unwrap_or(config.edge_listen),
+            Edge::Shared(_) => public,
+        };
         let scheme = if config.plain_http { "http" } else { "https" };
         let url = |given: &Option<String>, scheme: &str, listener| {
             given
@@ -249,12 +263,7 @@ struct Serving {
 
 impl Serving {
     #[expect(clippy::too_many_lines, reason = "each part is wired once")]
-    async fn start(
-        self,
-        config: &Config,
-        public: TcpListener,
-        edge: TcpListener,
-    ) -> Result<(), RunError> {
+    async fn start(self, config: &Config, public: TcpListener, edge: Edge) -> Result<(), RunError> {
         let Foundation {
             data_dir,
             store,
@@ -321,13 +330,8 @@ impl Serving {
             metrics: metrics.clone(),
             heartbeat: config.heartbeat,
         });
-        let gateway = gateway.run(TlsListener::spawn(
-            edge,
-            certificates.edge_tls(),
-            tls::Bounds::default(),
-            metrics.clone(),
-            &tasks,
-        ));
+        let (edge, public) = listeners(config, public, edge, &certificates, &metrics, &tasks)?;
+        let gateway = gateway.run(edge);
         tasks.vital("the edge listener", gateway);
 
         let enrollment = Enrollment {
@@ -344,7 +348,6 @@ impl Serving {
             renewal_grace: config.renewal_grace,
         };
         let hosting = Hosting::start(&data_dir, config.hosting, fleets.clone(), tasks.clone())?;
-        let counted = metrics.clone();
         let app = api::router(Arc::new(Api {
             store,
             fleets,
@@ -358,8 +361,7 @@ impl Serving {
             public_url: public_url.clone(),
             renderer: description,
         }));
-        let accepting = accepting(config, public, &certificates, counted, &tasks)?;
-        let public = api::serve(accepting, app, tasks.clone());
+        let public = api::serve(public, app, tasks.clone());
         tasks.vital("the public listener", public);
         let keep = certificates.clone().keep(tasks.shutdown.clone());
         tasks.vital("the renewal of certificates", keep);
@@ -375,22 +377,33 @@ impl Serving {
     }
 }
 
-/// The public listener, with TLS unless the settings say otherwise.
-fn accepting(
+/// The edge listener, and the public one, with TLS unless the settings say otherwise.
+fn listeners(
     config: &Config,
-    listener: TcpListener,
+    public: TcpListener,
+    edge: Edge,
     certificates: &Certificates,
-    metrics: Arc<Metrics>,
+    metrics: &Arc<Metrics>,
     tasks: &Tasks,
-) -> Result<Accepting, tls::TlsError> {
+) -> Result<(TlsListener, Accepting), tls::TlsError> {
+    let (bounds, metrics) = (tls::Bounds::default(), || metrics.clone());
+    let edge_tls = certificates.edge_tls();
+    let edge = match edge {
+        Edge::Own(edge) => TlsListener::spawn(edge, edge_tls, bounds, metrics(), tasks),
+        Edge::Shared(name) => {
+            let named = (name, edge_tls);
+            let others = certificates.public_tls()?;
+            let (edge, public) =
+                TlsListener::spawn_both(public, named, others, bounds, metrics(), tasks);
+            return Ok((edge, Accepting::Tls(public)));
+        }
+    };
     if config.plain_http {
-        return Ok(Accepting::Plain(listener));
+        return Ok((edge, Accepting::Plain(public)));
     }
-    let bounds = tls::Bounds::default();
     let tls = certificates.public_tls()?;
-    Ok(Accepting::Tls(TlsListener::spawn(
-        listener, tls, bounds, metrics, tasks,
-    )))
+    let public = TlsListener::spawn(public, tls, bounds, metrics(), tasks);
+    Ok((edge, Accepting::Tls(public)))
 }
 
 /// Writes the files that tell the command line, on this machine, how to reach the controller.

@@ -2,6 +2,10 @@
 //!
 //! Connections are in a [`lobby`] until their handshake is over; those that stall there push out each other.
 //!
+//! Both may share one address. The name that a client asks for in its first message (SNI, RFC 6066) then says which
+//! one it gets: the edge has a name of its own, and everything else is public. From there on each has its own
+//! certificate, verification and sessions.
+//!
 //! Devices resume their sessions with tickets, which this process alone can read. A resumed handshake brings the
 //! certificate that the first one verified; it is verified again, now, before the connection goes on.
 
@@ -19,7 +23,7 @@ use rustls::{
     HandshakeKind, RootCertStore, ServerConfig, ServerConnection,
     crypto::{CryptoProvider, aws_lc_rs},
     server::{
-        ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
+        Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
         danger::ClientCertVerifier,
     },
     sign::CertifiedKey,
@@ -29,9 +33,9 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use self::lobby::Lobby;
 pub use self::{inbound::Inbound, lobby::Bounds};
@@ -52,6 +56,9 @@ const DEVICE_PACE: Rate = Rate {
     burst: 256.0 * 1024.0,
     per_second: 32.0 * 1024.0,
 };
+
+/// How many connections are kept ready for whoever takes them.
+const READY: usize = 64;
 
 /// Why a listener has no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -229,39 +236,128 @@ impl TlsListener {
         metrics: Arc<Metrics>,
         tasks: &Tasks,
     ) -> Self {
-        let (done, ready) = mpsc::channel(64);
-        let (handshakes, shutdown) = (tasks.tracker.clone(), tasks.shutdown.clone());
-        let lobby = Arc::new(Lobby::new(bounds, metrics));
-        tasks.vital("a listener", async move {
-            loop {
-                let accepted = async {
-                    let (stream, peer) = accept(&listener).await;
-                    (stream, peer, lobby.room_for(peer.ip()).await)
-                };
-                let (stream, peer, place) = tokio::select! {
-                    accepted = accepted => accepted,
-                    () = shutdown.cancelled() => return,
-                };
-                let (lobby, done, tls) = (lobby.clone(), done.clone(), tls.clone());
-                handshakes.spawn(async move {
-                    let stream = lobby.receive(peer.ip(), handshake(&tls, stream)).await;
-                    match stream {
-                        // A full channel holds the place, and so slows the accepting down.
-                        Ok(Ok(stream)) => drop(done.send((stream, peer)).await),
-                        Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
-                        Err(error) => tracing::debug!(%peer, %error, "no TLS handshake"),
-                    }
-                    drop(place);
-                });
-            }
-        });
+        // Nobody else needs the room.
+        let (others, ready) = Door::new(tls, bounds.room);
+        let doors = Doors {
+            named: None,
+            others,
+        };
+        receive(listener, doors, bounds, metrics, tasks);
         Self { ready }
+    }
+
+    /// Accepts on `listener` for two until the shutdown: `named` gets those that ask for the server `name`, and
+    /// `others` everybody else. Returns them in this order.
+    pub fn spawn_both(
+        listener: TcpListener,
+        (name, named): (String, Arc<Reloadable>),
+        others: Arc<Reloadable>,
+        bounds: Bounds,
+        metrics: Arc<Metrics>,
+        tasks: &Tasks,
+    ) -> (Self, Self) {
+        // Where the one side is not accepted any more, there is room for the other one.
+        let (named, for_named) = Door::new(named, bounds.room / 2);
+        let (others, for_others) = Door::new(others, bounds.room / 2);
+        let doors = Doors {
+            named: Some((name, named)),
+            others,
+        };
+        receive(listener, doors, bounds, metrics, tasks);
+        (Self { ready: for_named }, Self { ready: for_others })
     }
 
     /// The next connection; `None` after the shutdown.
     pub async fn next(&mut self) -> Option<(Stream, SocketAddr)> {
         self.ready.recv().await
     }
+}
+
+/// Where connections go to.
+#[derive(Debug)]
+struct Door {
+    tls: Arc<Reloadable>,
+    ready: mpsc::Sender<(Stream, SocketAddr)>,
+    /// For those whose handshake is done and that are not taken yet.
+    backlog: Semaphore,
+}
+
+impl Door {
+    fn new(tls: Arc<Reloadable>, backlog: usize) -> (Self, mpsc::Receiver<(Stream, SocketAddr)>) {
+        let (ready, receiver) = mpsc::channel(READY);
+        let backlog = Semaphore::new(backlog);
+        let door = Self {
+            tls,
+            ready,
+            backlog,
+        };
+        (door, receiver)
+    }
+
+    /// Waits until the connection is taken. Returns whether there was room for that.
+    async fn pass(&self, stream: Stream, peer: SocketAddr) -> bool {
+        let Ok(_place) = self.backlog.try_acquire() else {
+            return false;
+        };
+        drop(self.ready.send((stream, peer)).await);
+        true
+    }
+}
+
+/// A listener's doors.
+#[derive(Debug)]
+struct Doors {
+    /// For those who ask for this server name.
+    named: Option<(String, Door)>,
+    others: Door,
+}
+
+impl Doors {
+    fn door(&self, asked: Option<&str>) -> &Door {
+        match (&self.named, asked) {
+            (Some((name, door)), Some(asked)) if asked.eq_ignore_ascii_case(name) => door,
+            _ => &self.others,
+        }
+    }
+}
+
+fn receive(
+    listener: TcpListener,
+    doors: Doors,
+    bounds: Bounds,
+    metrics: Arc<Metrics>,
+    tasks: &Tasks,
+) {
+    let (handshakes, shutdown) = (tasks.tracker.clone(), tasks.shutdown.clone());
+    let lobby = Arc::new(Lobby::new(bounds, metrics.clone()));
+    let doors = Arc::new(doors);
+    tasks.vital("a listener", async move {
+        loop {
+            let accepted = async {
+                let (stream, peer) = accept(&listener).await;
+                (stream, peer, lobby.room_for(peer.ip()).await)
+            };
+            let (stream, peer, place) = tokio::select! {
+                accepted = accepted => accepted,
+                () = shutdown.cancelled() => return,
+            };
+            let (lobby, doors, metrics) = (lobby.clone(), doors.clone(), metrics.clone());
+            handshakes.spawn(async move {
+                let received = lobby.receive(peer.ip(), handshake(&doors, stream)).await;
+                match received {
+                    // A full channel holds the place, and so slows the accepting down.
+                    Ok(Ok((stream, door))) => {
+                        if !door.pass(stream, peer).await {
+                            metrics.handshakes_refused.inc();
+                        }
+                    }
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+                    Err(error) => tracing::debug!(%peer, %error, "no TLS handshake"),
+                }
+                drop(place);
+            });
+        }
+    });
 }
 
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
@@ -277,22 +373,20 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
-async fn handshake(tls: &Reloadable, stream: TcpStream) -> io::Result<Stream> {
+async fn handshake(doors: &Doors, stream: TcpStream) -> io::Result<(Stream, &Door)> {
     stream.set_nodelay(true)?;
-    let socket = SockRef::from(&stream);
     // What a peer does not read stays with us: in the kernel little, beyond what is on its way.
-    socket.set_tcp_notsent_lowat(UNSENT)?;
-    let tls = tls.tls();
-    if tls.pace.is_some() {
-        // And of what a paced peer sends, it takes little that is not read yet.
-        socket.set_recv_buffer_size(UNREAD)?;
-    }
+    SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT)?;
     // Until it says something, a connection costs a descriptor and no more.
     stream.readable().await?;
-    let inbound = Inbound::new(stream);
-    let mut stream = TlsAcceptor::from(tls.config.clone())
-        .accept(inbound)
-        .await?;
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), Inbound::new(stream)).await?;
+    let door = doors.door(hello.client_hello().server_name());
+    let tls = door.tls.tls();
+    if tls.pace.is_some() {
+        // And of what a paced peer sends, it takes little that is not read yet.
+        SockRef::from(hello.io.socket()).set_recv_buffer_size(UNREAD)?;
+    }
+    let mut stream = hello.into_stream(tls.config.clone()).await?;
     let (inbound, connection) = stream.get_mut();
     // Of a resumed session, the certificate may hold no longer.
     tls.still_trusts(connection).map_err(io::Error::other)?;
@@ -300,13 +394,14 @@ async fn handshake(tls: &Reloadable, stream: TcpStream) -> io::Result<Stream> {
         Some(rate) => inbound.pace(rate),
         None => inbound.free(),
     }
-    Ok(stream)
+    Ok((stream, door))
 }
 
 #[cfg(test)]
 mod tests {
     use rustls::{ClientConfig, ClientConnection};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -360,10 +455,107 @@ mod tests {
             peer.write_all(&[*last]).await.unwrap();
             peer
         });
-        let mut stream = handshake(&tls, accepted).await.unwrap();
+        let doors = Doors {
+            named: None,
+            others: Door::new(tls, 1).0,
+        };
+        let (mut stream, _) = handshake(&doors, accepted).await.unwrap();
         let mut bytes = vec![0; request.len()];
         stream.read_exact(&mut bytes).await.unwrap();
         assert_eq!(bytes, request);
         drop(peer.await.unwrap());
+    }
+
+    /// A listener that two share, and clients by the names that they ask for.
+    struct Shared {
+        address: SocketAddr,
+        edge: TlsListener,
+        public: TlsListener,
+        roots: RootCertStore,
+        metrics: Arc<Metrics>,
+        shutdown: CancellationToken,
+    }
+
+    impl Shared {
+        async fn start(room: usize) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let mut roots = RootCertStore::empty();
+            let mut presents = |name: &str| {
+                let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+                let key = made.signing_key.serialize_der().try_into().unwrap();
+                roots.add(made.cert.der().clone()).unwrap();
+                let certificate = ServerCertificate::new((vec![made.cert.der().clone()], key));
+                Reloadable::new(public(certificate.unwrap()).unwrap())
+            };
+            let named = ("edge.test".to_owned(), presents("edge.test"));
+            let others = presents("public.test");
+            let (metrics, shutdown) = (Arc::<Metrics>::default(), CancellationToken::new());
+            let (tasks, _end) = Tasks::new(shutdown.clone());
+            let bounds = Bounds {
+                room,
+                ..Bounds::default()
+            };
+            let (edge, public) =
+                TlsListener::spawn_both(listener, named, others, bounds, metrics.clone(), &tasks);
+            Self {
+                address,
+                edge,
+                public,
+                roots,
+                metrics,
+                shutdown,
+            }
+        }
+
+        /// Asks for this server, and succeeds where its certificate comes.
+        async fn ask(&self, name: &str) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+            let config = ClientConfig::builder_with_provider(provider())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(self.roots.clone())
+                .with_no_client_auth();
+            let stream = TcpStream::connect(self.address).await.unwrap();
+            let name = name.to_owned().try_into().unwrap();
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+            connector.connect(name, stream).await
+        }
+    }
+
+    #[tokio::test]
+    async fn the_name_that_is_asked_for_leads_to_the_edge_and_all_else_does_not() {
+        let mut shared = Shared::start(8).await;
+        let _edge = shared.ask("EDGE.test").await.unwrap();
+        let (_stream, peer) = shared.edge.next().await.unwrap();
+        assert_eq!(peer.ip(), shared.address.ip());
+        let _public = shared.ask("public.test").await.unwrap();
+        shared.public.next().await.unwrap();
+        // Without a name, or with one that nobody has, everybody is shown the public certificate.
+        for name in ["127.0.0.1", "elsewhere.test"] {
+            let error = shared.ask(name).await.unwrap_err();
+            assert!(error.to_string().contains("public.test"), "{error}");
+        }
+        shared.shutdown.cancel();
+        assert!(shared.edge.next().await.is_none());
+    }
+
+    /// The public side is full, and its connections wait to be taken. Devices get in all the same.
+    #[tokio::test]
+    async fn a_crowd_at_one_door_does_not_block_the_other() {
+        let room = 8;
+        let mut shared = Shared::start(room).await;
+        let mut crowd = Vec::new();
+        for _ in 0..READY + 2 * room {
+            crowd.push(shared.ask("public.test").await);
+        }
+        let edge = tokio::time::timeout(Duration::from_secs(20), shared.ask("edge.test"));
+        let _edge = edge.await.expect("there is room").unwrap();
+        shared.edge.next().await.unwrap();
+        assert!(shared.metrics.handshakes_refused.get() > 0);
+        // Whoever was kept is served.
+        for _ in 0..READY {
+            shared.public.next().await.unwrap();
+        }
+        shared.shutdown.cancel();
     }
 }

@@ -19,6 +19,8 @@ pub struct ControllerOptions {
     pub database_url: Option<String>,
     /// `--kustomize`: the program that renders.
     pub kustomize: Option<PathBuf>,
+    /// Where it listens, public and edge; anywhere where absent.
+    pub listens: Option<(SocketAddr, SocketAddr)>,
     /// Further arguments, such as `--poll-interval 1h`.
     pub arguments: Vec<OsString>,
     /// Further variables of the environment.
@@ -44,8 +46,8 @@ impl Controller {
     pub async fn start(data_dir: &Path, options: ControllerOptions) -> Result<Self> {
         let mut controller = Self {
             data_dir: data_dir.to_owned(),
+            listens: options.listens,
             options,
-            listens: None,
             process: None,
             quiet: false,
         };
@@ -119,12 +121,15 @@ impl Controller {
     /// # Errors
     /// Where it ends, or does not become ready in time.
     pub async fn ready(&mut self) -> Result<()> {
-        let data_dir = self.data_dir.clone();
+        let (data_dir, known) = (self.data_dir.clone(), self.listens);
         let process = self.process()?;
         let listens = eventually("a ready controller", async || {
             process.check()?;
             let address = |name| -> Result<SocketAddr> {
                 let text = fs::read_to_string(data_dir.join(name)).context(name)?;
+                if let Some((public, _)) = known {
+                    return Ok(public);
+                }
                 // It may be a URL.
                 let address = text.trim().rsplit('/').find(|part| !part.is_empty());
                 address
@@ -132,7 +137,8 @@ impl Controller {
                     .parse()
                     .with_context(|| text.clone())
             };
-            Ok((address("address")?, address("edge-address")?))
+            let found = (address("address")?, address("edge-address")?);
+            Ok(known.unwrap_or(found))
         })
         .await?;
         self.listens.get_or_insert(listens);

@@ -56,6 +56,11 @@ impl Inbound {
         }
     }
 
+    /// What it comes from.
+    pub(super) fn socket(&self) -> &TcpStream {
+        &self.stream
+    }
+
     /// From here on, reads as much as comes.
     pub(super) fn free(&mut self) {
         self.intake = Intake::Free;

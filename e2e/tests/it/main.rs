@@ -20,6 +20,7 @@ mod forge;
 mod hosting;
 mod journey;
 mod kubernetes;
+mod one_port;
 mod previews;
 mod removals;
 mod renewing;
