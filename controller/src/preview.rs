@@ -29,13 +29,13 @@ use std::{
 
 use git2::Oid;
 use longshore_fleet::{
-    Closures, FleetSettings, InputKey, Problem, Reader, RepoPath, Tree, TreeError,
-    closure::ClosureCache,
+    Closures, DeviceSpec, FleetSettings, InputKey, Problem, Reader, RepoPath, Tree, TreeError,
+    closure::ClosureCache, labels_with_facts,
 };
 use longshore_protocol::{
     DeviceId, Digest,
     api::{
-        DeviceState,
+        DeviceState, Facts,
         preview::{Guard, Preview, Problems},
     },
 };
@@ -67,6 +67,8 @@ const AT_ONCE: usize = 2;
 /// What is said of a commit that cannot be merged.
 const CONFLICTS: &str =
     "it conflicts with the tracked branch; this is what it changes since it branched off";
+/// The value of a label that a fact will make, of a device that is not known.
+const UNKNOWN: &str = "unknown";
 /// How many problems are listed.
 const MAX_PROBLEMS: usize = 100;
 /// How long the line of a problem is at most, in characters.
@@ -174,7 +176,7 @@ impl Engine {
     ) -> Result<Report, PreviewError> {
         // A closed semaphore would only mean that nobody has to wait.
         let _place = self.places.acquire().await;
-        let ids = self.ids().await?;
+        let known = self.known().await?;
         let (memory, root) = (self.memory.clone(), self.root.clone());
         let identity = self.builds.identity().to_owned();
         let trees = (base.clone(), head.clone());
@@ -182,10 +184,10 @@ impl Engine {
             let mut memory =
                 std::mem::take(&mut *memory.lock().unwrap_or_else(PoisonError::into_inner));
             let before = match trees.0 {
-                Some(tree) => memory.read(&*tree, &root, &identity, &ids)?,
+                Some(tree) => memory.read(&*tree, &root, &identity, &known)?,
                 None => Side::nothing(),
             };
-            let after = memory.read(&*trees.1, &root, &identity, &ids)?;
+            let after = memory.read(&*trees.1, &root, &identity, &known)?;
             let scope = scope(&before, &after);
             Ok::<_, PreviewError>((memory, before, after, scope))
         })
@@ -209,15 +211,15 @@ impl Engine {
         })
     }
 
-    /// The ids of the fleet's devices by key: a file may leave its device's id out.
-    async fn ids(&self) -> Result<HashMap<Digest, DeviceId>, StoreError> {
+    /// The fleet's devices by key: a file may leave its device's id out, and facts may make labels.
+    async fn known(&self) -> Result<HashMap<Digest, (DeviceId, Facts)>, StoreError> {
         let mut db = self.store.read().await?;
-        let members = devices::changed_since(&mut db, &self.fleet, None).await?;
+        let members = devices::changed_since(&mut db, &self.fleet, None, true).await?;
         let lives = |state| matches!(state, DeviceState::Active | DeviceState::Pending);
         Ok(members
             .into_iter()
             .filter(|member| lives(member.state))
-            .map(|member| (member.public_key, member.id))
+            .map(|member| (member.public_key, (member.id, member.facts)))
             .collect())
     }
 
@@ -301,17 +303,11 @@ impl Memory {
         tree: &dyn Tree,
         root: &RepoPath,
         identity: &str,
-        ids: &HashMap<Digest, DeviceId>,
+        known: &HashMap<Digest, (DeviceId, Facts)>,
     ) -> Result<Side, TreeError> {
         let mut fleet = self.reader.read(tree, root);
         if let Ok(fleet) = &mut fleet {
-            // A device that never enrolled will be given one; it must not look undefined until then.
-            fleet.fill_in_ids(|spec| {
-                let known = spec.public_key.as_ref().and_then(|key| ids.get(key));
-                known
-                    .cloned()
-                    .unwrap_or_else(|| DeviceId::from_random([0; 16]))
-            });
+            fleet.fill_in(|settings, spec| complete(settings, spec, known));
         }
         let closures = &mut self.closures;
         Side::of(fleet, |overlays: BTreeSet<RepoPath>| {
@@ -323,6 +319,37 @@ impl Memory {
             found
         })
     }
+}
+
+/// The device with its id and the labels that its facts make, where its file leaves them out. A device that never
+/// enrolled will have both; they must not look undefined until then.
+fn complete(
+    settings: &FleetSettings,
+    spec: &DeviceSpec,
+    known: &HashMap<Digest, (DeviceId, Facts)>,
+) -> Option<DeviceSpec> {
+    let allowed = &settings.labels_from_facts;
+    if spec.id.is_some() && allowed.is_empty() {
+        return None;
+    }
+    let (id, labels) = match spec.public_key.as_ref().and_then(|key| known.get(key)) {
+        Some((id, facts)) => (id.clone(), labels_with_facts(&spec.labels, facts, allowed)),
+        None => {
+            let unknown = allowed
+                .iter()
+                .map(|name| (name.clone(), UNKNOWN.to_owned()));
+            let facts = unknown.collect();
+            (
+                DeviceId::from_random([0; 16]),
+                labels_with_facts(&spec.labels, &facts, allowed),
+            )
+        }
+    };
+    Some(DeviceSpec {
+        id: Some(spec.id.clone().unwrap_or(id)),
+        labels,
+        ..spec.clone()
+    })
 }
 
 fn told(before: &Side, after: &Side, scope: Scope, comparison: Comparison) -> Preview {

@@ -207,14 +207,22 @@ impl Reconciler {
                 return self.finish(&row.status, status).await;
             }
         };
-        if self.approve(&reading).await? {
-            let mut db = self.parts.store.read().await?;
-            if let Some(row) = fleets::find(&mut db, &self.parts.fleet).await? {
-                let changed = self.roster.refresh(&mut db, &row).await?;
-                self.memory.doubt(changed);
-            }
+        if self.roster.want(&fleet.settings.labels_from_facts) {
+            self.refresh().await?;
+        }
+        if self.approve(&reading, fleet).await? {
+            self.refresh().await?;
         }
         self.steer(&row, status, &commit, &reading, fleet).await
+    }
+
+    async fn refresh(&mut self) -> Result<(), ReconcileError> {
+        let mut db = self.parts.store.read().await?;
+        if let Some(row) = fleets::find(&mut db, &self.parts.fleet).await? {
+            let changed = self.roster.refresh(&mut db, &row).await?;
+            self.memory.doubt(changed);
+        }
+        Ok(())
     }
 
     /// Reads the fleet at a commit; the same commit is read once.

@@ -307,7 +307,7 @@ impl Serving {
             config.public_files.clone(),
             config.edge_files.clone(),
         )?);
-        let told = fleets.clone();
+        let (told, stirred) = (fleets.clone(), fleets.clone());
         let lookups = Arc::new(Lookups::new(store.clone(), metrics.clone()));
         let gateway = Arc::new(Gateway {
             store: store.clone(),
@@ -324,6 +324,8 @@ impl Serving {
                 hub.clone(),
                 metrics.clone(),
                 move |fleet| told.progressed(fleet),
+                // Some facts may be labels.
+                move |fleet| stirred.poke(fleet),
             ),
             keyring: keyring.clone(),
             ca: ca.clone(),

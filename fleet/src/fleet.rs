@@ -11,6 +11,7 @@
 //! fleet shares with the one before it all that is the same.
 
 mod device;
+mod facts;
 mod fields;
 mod folder;
 mod read;
@@ -24,6 +25,7 @@ use imbl::{HashMap, OrdMap, OrdSet};
 use longshore_protocol::{DeviceId, DeviceName, Digest};
 
 pub use device::check_labels;
+pub use facts::labels_with_facts;
 pub(crate) use fields::closest;
 pub use read::{FleetError, Reader};
 pub use settings::{EnrollmentSettings, FleetSettings, MaxDecommission};
@@ -70,12 +72,17 @@ impl Fleet {
         self.keys.get(key)?.as_ref()
     }
 
-    /// Gives ids to the devices whose files leave theirs out.
-    pub fn fill_in_ids(&mut self, id: impl Fn(&DeviceSpec) -> DeviceId) {
-        let without = self.devices.values().filter(|spec| spec.id.is_none());
-        for mut spec in without.cloned().collect::<Vec<_>>() {
-            let id = id(&spec);
-            Arc::make_mut(&mut spec).id = Some(id);
+    /// Completes what files leave out of devices; those for which there is nothing to complete stay as they are.
+    pub fn fill_in(
+        &mut self,
+        complete: impl Fn(&FleetSettings, &DeviceSpec) -> Option<DeviceSpec>,
+    ) {
+        let settings = &self.settings;
+        let completed = self
+            .devices
+            .values()
+            .filter_map(|spec| complete(settings, spec));
+        for spec in completed.map(Arc::new).collect::<Vec<_>>() {
             if let Some(key) = spec.public_key {
                 self.keys.insert(key, Some(spec.clone()));
             }

@@ -31,7 +31,7 @@ pub use closure::{
 };
 pub use fleet::{
     DeviceSpec, EnrollmentSettings, Fleet, FleetError, FleetSettings, MaxDecommission, Reader,
-    device_yaml,
+    device_yaml, labels_with_facts,
 };
 pub use problem::Problem;
 pub use render::{DetectError, Kustomize, Render, RenderError, RenderFuture, RenderSettings};

@@ -80,6 +80,7 @@ pub struct Recorder {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     progressed: Box<dyn Fn(&FleetId) + Send + Sync>,
+    claimed: Box<dyn Fn(&FleetId) + Send + Sync>,
     news: Mutex<Batch>,
     /// What is being stored.
     under_way: Mutex<Arc<Batch>>,
@@ -96,13 +97,14 @@ impl fmt::Debug for Recorder {
 
 impl Recorder {
     /// Stores what devices say that are connected to `replica`. `progressed` is called with each fleet of which
-    /// reports were stored.
+    /// reports were stored, `claimed` with each one whose devices say something new of themselves.
     pub fn new(
         replica: ReplicaId,
         store: Store,
         hub: Arc<Hub>,
         metrics: Arc<Metrics>,
         progressed: impl Fn(&FleetId) + Send + Sync + 'static,
+        claimed: impl Fn(&FleetId) + Send + Sync + 'static,
     ) -> Self {
         Self {
             replica,
@@ -110,6 +112,7 @@ impl Recorder {
             hub,
             metrics,
             progressed: Box::new(progressed),
+            claimed: Box::new(claimed),
             news: Mutex::default(),
             under_way: Mutex::default(),
             wake: Notify::new(),
@@ -176,7 +179,7 @@ impl Recorder {
             }
             let started = Instant::now();
             match self.write(&batch).await {
-                Ok(()) => {
+                Ok(claimed) => {
                     if pause != FIRST_PAUSE {
                         info!("the store takes what devices report again");
                         pause = FIRST_PAUSE;
@@ -190,6 +193,9 @@ impl Recorder {
                     let told = batch.values().filter(|news| news.report.is_some());
                     for fleet in told.map(|news| &news.fleet).collect::<BTreeSet<_>>() {
                         (self.progressed)(fleet);
+                    }
+                    for fleet in &claimed {
+                        (self.claimed)(fleet);
                     }
                     let rest = tokio::time::sleep(started.elapsed().max(LEAST_REST));
                     tokio::select! {
@@ -214,7 +220,8 @@ impl Recorder {
         }
     }
 
-    async fn write(&self, batch: &Batch) -> Result<(), StoreError> {
+    /// Returns the fleets whose devices say something new of themselves.
+    async fn write(&self, batch: &Batch) -> Result<Vec<FleetId>, StoreError> {
         // Replicas that write the same devices do so in the same order.
         let mut sorted: Vec<_> = batch.iter().collect();
         sorted.sort_unstable_by_key(|(device, _)| *device);
@@ -246,11 +253,11 @@ impl Recorder {
         let fleets: BTreeSet<_> = batch.values().map(|news| &news.fleet).collect();
         let mut db = self.store.write().await?;
         fleets::keep(&mut db, fleets).await?;
-        devices::set_facts(&mut db, &facts).await?;
+        let claimed = devices::set_facts(&mut db, &facts).await?;
         devices::put_connections(&mut db, &self.replica, &comings).await?;
         devices::put_observed(&mut db, &self.replica, &reports).await?;
         db.commit().await?;
-        Ok(())
+        Ok(claimed)
     }
 
     /// The devices that are connected here for so long, and of which the store says otherwise although nothing of

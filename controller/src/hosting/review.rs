@@ -174,6 +174,7 @@ mod tests {
             name: "shops".parse().unwrap(),
             max_decommission: MaxDecommission::default(),
             enrollment: EnrollmentSettings::default(),
+            labels_from_facts: std::collections::BTreeSet::new(),
             preview_forks: false,
             refuse_broken,
         });

@@ -3,10 +3,11 @@
 //! A pending device becomes active when a `device.yaml` of the tracked branch names its key, under whatever
 //! name and with whatever edits. Who is rejected, [`crate::enrollment::branches`] finds.
 
+use longshore_fleet::Fleet;
 use longshore_protocol::api::DeviceState;
 use tracing::info;
 
-use super::{Reading, ReconcileError, Reconciler};
+use super::{Reading, ReconcileError, Reconciler, decide::labels};
 use crate::store::{
     StoreError,
     devices::{self, Description},
@@ -14,7 +15,11 @@ use crate::store::{
 
 impl Reconciler {
     /// Approves pending devices. Returns whether there were any.
-    pub(super) async fn approve(&self, reading: &Reading) -> Result<bool, ReconcileError> {
+    pub(super) async fn approve(
+        &self,
+        reading: &Reading,
+        fleet: &Fleet,
+    ) -> Result<bool, ReconcileError> {
         let (mut approved, mut described) = (Vec::new(), Vec::new());
         for member in self.roster.pending() {
             let Some(spec) = reading.spec(member) else {
@@ -25,7 +30,7 @@ impl Reconciler {
             described.push(Description {
                 id: member.id.clone(),
                 name: spec.name.clone(),
-                labels: spec.labels.clone(),
+                labels: labels(member, spec, &fleet.settings),
                 conditions: Vec::new(),
             });
         }

@@ -7,11 +7,11 @@
 //! ```
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
-use longshore_fleet::{Closure, DeviceSpec, Fleet, InputKey};
+use longshore_fleet::{Closure, DeviceSpec, Fleet, FleetSettings, InputKey, labels_with_facts};
 use longshore_protocol::{DeviceName, Digest, ManifestSet, Object};
 
 use crate::{
@@ -124,7 +124,7 @@ pub(super) fn decide(
 ) -> (Verdict, Option<Target>) {
     let member = &open.member;
     match &open.spec {
-        Some(spec) => match wanted(open, spec, builds) {
+        Some(spec) => match wanted(open, spec, builds, &fleet.settings) {
             Ok(target) => (Verdict::Set(target.set.digest()), Some(target)),
             Err(trouble) => (Verdict::Trouble(trouble), None),
         },
@@ -149,8 +149,22 @@ pub(super) fn decide(
     }
 }
 
+/// The labels of a device: those of its file, and those that its facts make.
+pub(super) fn labels(
+    member: &Member,
+    spec: &DeviceSpec,
+    settings: &FleetSettings,
+) -> BTreeMap<String, String> {
+    labels_with_facts(&spec.labels, &member.facts, &settings.labels_from_facts)
+}
+
 /// The set that one device is to run.
-fn wanted(open: &Open, spec: &Arc<DeviceSpec>, builds: &Builds) -> Result<Target, Trouble> {
+fn wanted(
+    open: &Open,
+    spec: &Arc<DeviceSpec>,
+    builds: &Builds,
+    settings: &FleetSettings,
+) -> Result<Target, Trouble> {
     let member = &open.member;
     if let Some(id) = &spec.id
         && *id != member.id
@@ -188,6 +202,7 @@ fn wanted(open: &Open, spec: &Arc<DeviceSpec>, builds: &Builds) -> Result<Target
             let mut variables = (**spec).clone();
             // The file may leave the id out; the device has one all the same.
             variables.id = Some(member.id.clone());
+            variables.labels = labels(member, spec, settings);
             let (objects, set) = of_device(&variables, objects).map_err(|message| {
                 Trouble::of_overlay("Variables", format!("{}: {message}", spec.file), true)
             })?;

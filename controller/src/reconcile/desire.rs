@@ -3,7 +3,7 @@
 //! ```text
 //! roster ─┐
 //! fleet ──┼─▶ in doubt ─▶ open: whose decision does not hold any more ─▶ closures ─▶ builds ─▶ decide ─▶ decisions
-//! memory ─┘               (its file, its input key or its row changed)
+//! memory ─┘               (its file, its input key, its facts or its row changed)
 //! ```
 //!
 //! A decision is remembered with what it was made from. A pass looks at the devices that are in doubt, because something
@@ -11,16 +11,16 @@
 //! others, however many there are.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
 use longshore_fleet::{Closure, Closures, DeviceSpec, Fleet, InputKey, RepoPath};
-use longshore_protocol::{Condition, DeviceId, Digest, condition};
+use longshore_protocol::{Condition, DeviceId, Digest, api::Facts, condition};
 
 use super::{
     MAX_PROBLEMS, Reading, ReconcileError, Reconciler, blocking,
-    decide::{Builds, Built, Open, Target, Unsaid, Verdict, decide},
+    decide::{Builds, Built, Open, Target, Unsaid, Verdict, decide, labels},
     roster::Roster,
 };
 use crate::{
@@ -71,6 +71,10 @@ pub(super) struct Memory {
 struct Decision {
     spec: Option<Arc<DeviceSpec>>,
     key: Option<InputKey>,
+    /// What the device says of itself that makes labels.
+    facts: Facts,
+    /// Its file's labels, and those.
+    labels: BTreeMap<String, String>,
     verdict: Verdict,
     /// The row that says just this.
     described: Option<Arc<Member>>,
@@ -93,10 +97,10 @@ impl Reconciler {
                 let names = self.roster.active().map(|member| &member.name);
                 names.collect()
             });
-            let (fleet, built) = (fleet.clone(), builds.built.clone());
+            let (known, built) = (fleet.clone(), builds.built.clone());
             let decided = blocking(move || {
                 let decide = |open: Open| {
-                    let decision = decide(&open, &fleet, &unsaid, &builds);
+                    let decision = decide(&open, &known, &unsaid, &builds);
                     (open, decision)
                 };
                 open.into_iter().map(decide).collect::<Vec<_>>()
@@ -104,7 +108,11 @@ impl Reconciler {
             .await?;
             self.memory.builds = built;
             for (open, (verdict, target)) in decided {
-                self.memory.take(open, verdict, target, &mut desires);
+                let spec = open.spec.as_ref();
+                let labels = spec.map(|spec| labels(&open.member, spec, &fleet.settings));
+                let labels = labels.unwrap_or_else(|| open.member.labels.clone());
+                self.memory
+                    .take(open, labels, verdict, target, &mut desires);
             }
         }
         self.describe(&doubtful, &mut desires);
@@ -332,6 +340,7 @@ impl Memory {
     fn take(
         &mut self,
         open: Open,
+        labels: BTreeMap<String, String>,
         verdict: Verdict,
         target: Option<Target>,
         desires: &mut Desires,
@@ -360,6 +369,8 @@ impl Memory {
         let decision = Decision {
             spec,
             key,
+            facts: member.facts.clone(),
+            labels,
             verdict,
             described,
         };
@@ -396,7 +407,7 @@ impl Decision {
             (Some(before), Some(now)) => Arc::ptr_eq(before, now),
             _ => false,
         };
-        same_spec && self.key == key && self.lasts(member)
+        same_spec && self.key == key && self.facts == member.facts && self.lasts(member)
     }
 
     /// Whether it would be decided alike as long as the file and the closure stay.
@@ -464,7 +475,7 @@ impl Decision {
             }
         }
         let (name, labels) = match &self.spec {
-            Some(spec) => (&spec.name, &spec.labels),
+            Some(spec) => (&spec.name, &self.labels),
             None => (&member.name, &member.labels),
         };
         let is_said =

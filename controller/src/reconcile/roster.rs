@@ -24,9 +24,21 @@ pub struct Roster {
     members: BTreeMap<DeviceId, Arc<Member>>,
     by_key: HashMap<Digest, DeviceId>,
     pending: BTreeSet<DeviceId>,
+    /// The facts that are labels; members have no others.
+    facts: BTreeSet<String>,
 }
 
 impl Roster {
+    /// Wants to know these facts of devices. Returns whether it has to be refreshed for that.
+    pub fn want(&mut self, facts: &BTreeSet<String>) -> bool {
+        if self.facts == *facts {
+            return false;
+        }
+        self.facts.clone_from(facts);
+        self.known = None;
+        true
+    }
+
     /// Takes in what changed since the last time. `fleet` is the fleet's row, read before on the same database.
     /// Returns those that came, went or became others.
     ///
@@ -44,13 +56,17 @@ impl Roster {
         if since == Some(fleet.changes) {
             return Ok(BTreeSet::new());
         }
-        let changed = devices::changed_since(db, &fleet.id, since).await?;
+        let changed = devices::changed_since(db, &fleet.id, since, !self.facts.is_empty()).await?;
         let mut others = BTreeSet::new();
         if since.is_none() {
             others.extend(self.members.keys().cloned());
-            *self = Self::default();
+            *self = Self {
+                facts: std::mem::take(&mut self.facts),
+                ..Self::default()
+            };
         }
-        for member in changed {
+        for mut member in changed {
+            member.facts.retain(|name, _| self.facts.contains(name));
             let same = |known: &Arc<Member>| **known == member;
             if !self.members.get(&member.id).is_some_and(same) {
                 others.insert(member.id.clone());

@@ -3,12 +3,13 @@
 mod connections;
 mod counts;
 mod describe;
+mod facts;
 mod pending;
 mod roster;
 mod standing;
 mod states;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeMap;
 
 use git2::Oid;
 use longshore_protocol::{
@@ -22,6 +23,7 @@ pub use self::{
     connections::{Coming, Connection, connected_at, count_at, lagging_at, put_connections},
     counts::{Spread, counts, counts_by_fleet, spread},
     describe::{Description, describe},
+    facts::set_facts,
     pending::{
         Assignment, Waiting, assign, ended, of_enrollment, put_waiting, reject, set_branch_pushed,
     },
@@ -34,7 +36,7 @@ pub use self::{
 use super::{
     StoreError, corrupt,
     fleets::{self, FleetId},
-    from_json, in_chunks, is_common, json, parse, placeholders, signed, unsigned,
+    from_json, json, parse, placeholders, signed, unsigned,
 };
 
 /// A device.
@@ -371,63 +373,5 @@ pub async fn set_folder_to_delete(
         .bind(i64::from(to_delete))
         .execute(db)
         .await?;
-    Ok(())
-}
-
-/// Remembers what devices say of themselves, each device once. What is known already is not written.
-pub async fn set_facts(
-    db: &mut AnyConnection,
-    facts: &[(&FleetId, &DeviceId, &Facts)],
-) -> Result<(), StoreError> {
-    // They are said at every connect and hardly ever new, so most often this is all.
-    let mut news = Vec::new();
-    for chunk in facts.chunks(super::ROWS_PER_STATEMENT) {
-        let sql = format!(
-            "SELECT devices.id FROM (VALUES {}) AS v
-             JOIN devices ON devices.tenant = v.column1 AND devices.id = v.column2
-             WHERE devices.facts <> v.column3",
-            placeholders(chunk.len(), 3),
-        );
-        let mut query =
-            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).persistent(is_common(chunk.len()));
-        for (fleet, device, facts) in chunk {
-            query = query
-                .bind(fleet.tenant.as_str())
-                .bind(device.as_str())
-                .bind(json(facts));
-        }
-        let new: HashSet<String> = query.fetch_all(&mut *db).await?.into_iter().collect();
-        news.extend(
-            chunk
-                .iter()
-                .filter(|(_, device, _)| new.contains(device.as_str())),
-        );
-    }
-    // Whoever writes many devices of a fleet locks the fleet first, so that none waits for another in a circle.
-    for fleet in news
-        .iter()
-        .map(|(fleet, _, _)| *fleet)
-        .collect::<BTreeSet<_>>()
-    {
-        fleets::count_change(db, fleet).await?;
-    }
-    in_chunks(
-        db,
-        &news,
-        3,
-        |rows| {
-            format!(
-                "UPDATE devices SET facts = v.column3 FROM (VALUES {rows}) AS v
-                 WHERE devices.tenant = v.column1 AND devices.id = v.column2"
-            )
-        },
-        |query, (fleet, device, facts)| {
-            query
-                .bind(fleet.tenant.to_string())
-                .bind(device.to_string())
-                .bind(json(facts))
-        },
-    )
-    .await?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! are counted, and can be made to hang or fail.
 
 mod devices;
+mod labels;
 mod random;
 pub mod render;
 mod revisions;

@@ -352,6 +352,18 @@ async fn only_the_old_key_of_the_same_device_renews() -> Result<()> {
         );
     }
 
+    // Who has proved to be a device may not ask for ever.
+    let limited = loop {
+        let (call, _) = Call::right(&mine, &chain, &fresh)?;
+        let answer = call.send(&world.api).await?;
+        match answer.status {
+            StatusCode::OK => {}
+            StatusCode::TOO_MANY_REQUESTS => break answer,
+            _ => anyhow::bail!("{answer:?}"),
+        }
+    };
+    ensure!(limited.retry_after.is_some(), "{limited:?}");
+
     // The other device is not touched by all that.
     let leaf = issued(theirs.1.device_id.as_str(), 60);
     let chain = authority.issue(&leaf, theirs.0.key())?;

@@ -1,14 +1,20 @@
 //! `fleet.yaml`.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use longshore_protocol::FleetName;
 
-use super::fields::{Fields, expect_kind, text};
+use super::{
+    facts,
+    fields::{Fields, expect_kind, text},
+};
 use crate::yaml::{Node, Value, YamlError};
 
 /// The longest time for which devices join one pull request, in seconds.
 const LONGEST_BATCH: u64 = 24 * 3600;
+
+/// How many facts may be labels.
+const MAX_FACTS: usize = 32;
 
 /// What `fleet.yaml` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +25,8 @@ pub struct FleetSettings {
     pub max_decommission: MaxDecommission,
     /// `spec.enrollment`: how enrollments become pull requests.
     pub enrollment: EnrollmentSettings,
+    /// `spec.labelsFromFacts`: which facts are labels of the devices that claim them.
+    pub labels_from_facts: BTreeSet<String>,
     /// `spec.previews.forks`: whether pull requests from forks are rendered. Those are written by strangers.
     pub preview_forks: bool,
     /// `spec.push.refuseBroken`: whether a hosted repo refuses a push that breaks an overlay.
@@ -91,11 +99,19 @@ pub(super) fn parse(node: &Node) -> Result<FleetSettings, YamlError> {
         name,
         max_decommission: MaxDecommission::default(),
         enrollment: EnrollmentSettings::default(),
+        labels_from_facts: BTreeSet::new(),
         preview_forks: false,
         refuse_broken: true,
     };
     if let Some(spec) = root.optional("spec") {
-        let spec = Fields::of(spec, "spec", &["safety", "enrollment", "previews", "push"])?;
+        let known = [
+            "safety",
+            "enrollment",
+            "labelsFromFacts",
+            "previews",
+            "push",
+        ];
+        let spec = Fields::of(spec, "spec", &known)?;
         if let Some(safety) = spec.optional("safety") {
             let safety = Fields::of(safety, "spec.safety", &["maxDecommission"])?;
             if let Some(most) = safety.optional("maxDecommission") {
@@ -104,6 +120,9 @@ pub(super) fn parse(node: &Node) -> Result<FleetSettings, YamlError> {
         }
         if let Some(enrollment) = spec.optional("enrollment") {
             settings.enrollment = EnrollmentSettings::parse(enrollment)?;
+        }
+        if let Some(names) = spec.optional("labelsFromFacts") {
+            settings.labels_from_facts = fact_names(names)?;
         }
         if let Some(previews) = spec.optional("previews") {
             let previews = Fields::of(previews, "spec.previews", &["forks"])?;
@@ -136,6 +155,18 @@ impl EnrollmentSettings {
             labels: texts_of("labels")?,
         })
     }
+}
+
+fn fact_names(node: &Node) -> Result<BTreeSet<String>, YamlError> {
+    let names = texts(node, "labelsFromFacts")?;
+    if names.len() > MAX_FACTS {
+        return Err(node.error(format!(
+            "`labelsFromFacts` may name {MAX_FACTS} facts at most"
+        )));
+    }
+    facts::check_names(&names)
+        .map_err(|message| node.error(format!("`labelsFromFacts`: {message}")))?;
+    Ok(names.into_iter().collect())
 }
 
 /// A duration from a second to a day, such as `30s`, `10m` or `1h`.

@@ -120,6 +120,18 @@ fn a_fleet_needs_its_file() {
             "fleet.yaml:5: `reviewers` must be a list",
         ),
         (
+            "apiVersion: longshore.dev/v1alpha1\nkind: Fleet\nmetadata: {name: a}\nspec:\n  labelsFromFacts: arch\n",
+            "fleet.yaml:5: `labelsFromFacts` must be a list",
+        ),
+        (
+            "apiVersion: longshore.dev/v1alpha1\nkind: Fleet\nmetadata: {name: a}\nspec:\n  labelsFromFacts: [cpu model]\n",
+            "fleet.yaml:5: `labelsFromFacts`: `cpu model` is no label key",
+        ),
+        (
+            "apiVersion: longshore.dev/v1alpha1\nkind: Fleet\nmetadata: {name: a}\nspec:\n  labelsFromFacts: [a.b, a-b]\n",
+            "fleet.yaml:5: `labelsFromFacts`: the labels `a-b` and `a.b` would both be",
+        ),
+        (
             "apiVersion: longshore.dev/v1alpha1\nkind: Fleet\nmetadata: {name: a}\nspec:\n  push: {refuseBroken: maybe}\n",
             "fleet.yaml:5: `refuseBroken` must be true or false",
         ),

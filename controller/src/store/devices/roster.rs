@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use longshore_protocol::{
-    Condition, DeviceId, DeviceName, Digest, Generation, api::DeviceState, message::Held,
+    Condition, DeviceId, DeviceName, Digest, Generation,
+    api::{DeviceState, Facts},
+    message::Held,
 };
 use sqlx::{AnyConnection, FromRow};
 
@@ -30,6 +32,8 @@ pub struct Member {
     pub state: DeviceState,
     /// Its labels in the revision in force.
     pub labels: BTreeMap<String, String>,
+    /// What it says of itself, as far as somebody wants to know.
+    pub facts: Facts,
     /// The controller's statements about it.
     pub conditions: Vec<Condition>,
     /// What it should run.
@@ -43,6 +47,7 @@ struct Row {
     public_key: String,
     state: String,
     labels: String,
+    facts: String,
     conditions: String,
     generation: Option<i64>,
     digest: Option<String>,
@@ -65,26 +70,39 @@ impl TryFrom<Row> for Member {
             public_key: parse(&row.public_key, "devices.public_key")?,
             state: state_of(&row.state)?,
             labels: from_json(&row.labels, "devices.labels")?,
+            facts: from_json(&row.facts, "devices.facts")?,
             conditions: from_json(&row.conditions, "devices.conditions")?,
             target,
         })
     }
 }
 
+macro_rules! changed_since {
+    ($facts:literal) => {
+        concat!(
+            "SELECT devices.id, devices.name, devices.public_key, devices.state, devices.labels, ",
+            $facts,
+            ", devices.conditions, desired.generation, desired.digest
+             FROM devices LEFT JOIN desired
+                 ON desired.tenant = devices.tenant AND desired.device = devices.id
+             WHERE devices.tenant = $1 AND devices.fleet = $2 AND devices.changed > $3"
+        )
+    };
+}
+
 /// The fleet's devices whose stamp is above `count`; all of them where there is none. A device may come although it
-/// did not change, never the reverse.
+/// did not change, never the reverse. Their facts are left out unless somebody asks for them.
 pub async fn changed_since(
     db: &mut AnyConnection,
     fleet: &FleetId,
     count: Option<u64>,
+    with_facts: bool,
 ) -> Result<Vec<Member>, StoreError> {
-    let rows: Vec<Row> = sqlx::query_as(
-        "SELECT devices.id, devices.name, devices.public_key, devices.state, devices.labels,
-            devices.conditions, desired.generation, desired.digest
-         FROM devices LEFT JOIN desired
-             ON desired.tenant = devices.tenant AND desired.device = devices.id
-         WHERE devices.tenant = $1 AND devices.fleet = $2 AND devices.changed > $3",
-    )
+    let rows: Vec<Row> = sqlx::query_as(if with_facts {
+        changed_since!("devices.facts")
+    } else {
+        changed_since!("'{}' AS facts")
+    })
     .bind(fleet.tenant.as_str())
     .bind(fleet.name.as_str())
     .bind(count.map_or(-1, signed))

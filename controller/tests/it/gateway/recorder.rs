@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    slice,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -46,6 +47,7 @@ struct Bench {
     metrics: Arc<Metrics>,
     recorder: Recorder,
     progressed: Arc<Mutex<Vec<FleetId>>>,
+    claimed: Arc<Mutex<Vec<FleetId>>>,
 }
 
 impl Bench {
@@ -54,7 +56,8 @@ impl Bench {
         let hub = Arc::new(Hub::default());
         let metrics = Arc::new(Metrics::default());
         let progressed = Arc::new(Mutex::new(Vec::new()));
-        let told = progressed.clone();
+        let claimed = Arc::new(Mutex::new(Vec::new()));
+        let (told, heard) = (progressed.clone(), claimed.clone());
         let replica = ReplicaId::random();
         let mut db = database.write().await;
         replicas::alone(&mut db, &replica).await.unwrap();
@@ -65,6 +68,7 @@ impl Bench {
             hub.clone(),
             metrics.clone(),
             move |fleet| told.lock().unwrap().push(fleet.clone()),
+            move |fleet| heard.lock().unwrap().push(fleet.clone()),
         );
         Self {
             database,
@@ -72,6 +76,7 @@ impl Bench {
             metrics,
             recorder,
             progressed,
+            claimed,
         }
     }
 
@@ -142,7 +147,15 @@ async fn what_is_said_is_stored(database: Database) {
     ));
     assert_eq!(view.device.facts, facts);
     assert_eq!(view.observed.unwrap().report, last);
-    assert_eq!(*bench.progressed.lock().unwrap(), [only.fleet]);
+    assert_eq!(
+        *bench.progressed.lock().unwrap(),
+        slice::from_ref(&only.fleet)
+    );
+    assert_eq!(*bench.claimed.lock().unwrap(), slice::from_ref(&only.fleet));
+    // Said again, it is no news.
+    bench.recorder.facts(&only.fleet, &only.id, facts);
+    bench.flush().await;
+    assert_eq!(bench.claimed.lock().unwrap().len(), 1);
 }
 
 async fn many_devices_are_one_transaction(database: Database) {

@@ -113,7 +113,7 @@ impl World {
             admission: Admission::new(bounds.admission, metrics.clone()),
             incoming: Incoming::default(),
             outgoing: Outgoing::new(bounds.outgoing, metrics.clone()),
-            recorder: Recorder::new(replica, store, hub.clone(), metrics.clone(), |_| ()),
+            recorder: Recorder::new(replica, store, hub.clone(), metrics.clone(), |_| (), |_| ()),
             keyring: keyring.clone(),
             ca: ca.clone(),
             metrics: metrics.clone(),

@@ -1,7 +1,13 @@
 //! What the engine says of changes.
 
+use longshore_controller::store::{devices, fleets, tokens};
+use longshore_protocol::Digest;
+
 use super::world::{World, device, groups, map, names, said};
-use crate::reconcile::world::{delete, overlay, write};
+use crate::{
+    reconcile::world::{FLEET, active, delete, file, overlay, shops, write},
+    store::samples,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_devices_on_twelve_overlays_are_twelve_builds() {
@@ -183,10 +189,7 @@ async fn devices_come_and_go_and_the_guard_counts() {
     assert_eq!(preview.guard.allowed, 5);
     assert!(preview.guard.exceeded && preview.guard.holds);
 
-    let loosened = format!(
-        "{}spec: {{safety: {{maxDecommission: 100%}}}}\n",
-        crate::reconcile::world::FLEET
-    );
+    let loosened = format!("{}spec: {{safety: {{maxDecommission: 100%}}}}\n", FLEET);
     let preview = world
         .propose(&[overlay("groups/kiosk", &[]), write("fleet.yaml", loosened)])
         .await;
@@ -251,4 +254,45 @@ async fn a_secret_shows_that_it_changes_and_not_to_what() {
         assert!(!told.contains("hunter"), "{told}");
         assert!(told.contains("(redacted, "), "{told}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_from_facts_are_there_before_a_device_enrolls_and_gone_where_they_are_not_allowed() {
+    let allowed = format!("{FLEET}spec:\n  labelsFromFacts: [arch]\n");
+    let mut files = groups(&["kiosk"]);
+    files.extend([
+        write("fleet.yaml", allowed),
+        map("groups/kiosk/own.yaml", "kiosk", "on ${LABEL_arch}"),
+        file(1, "device-1", Some("kiosk")),
+        file(2, "device-2", Some("kiosk")),
+    ]);
+    let world = World::new(&files).await;
+    // One of them has said what it is.
+    let mut db = world.store.write().await.unwrap();
+    fleets::insert(&mut db, &samples::fleet("default", "shops"))
+        .await
+        .unwrap();
+    tokens::insert(&mut db, &samples::token(&shops(), 1), Digest::of(b"secret"))
+        .await
+        .unwrap();
+    devices::insert(&mut db, &active(&shops(), 1))
+        .await
+        .unwrap();
+    db.commit().await.unwrap();
+
+    let edit = map("groups/kiosk/own.yaml", "kiosk", "for ${LABEL_arch}");
+    let preview = world.propose(&[edit]).await;
+    assert_eq!(preview.problems.lines, [""; 0]);
+    let [group] = &preview.groups[..] else {
+        panic!("{:#?}", preview.groups);
+    };
+    assert_eq!(names(&group.devices), ["device-1", "device-2"]);
+
+    let preview = world.propose(&[write("fleet.yaml", FLEET)]).await;
+    let problems = &preview.problems.lines;
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(
+        problems.iter().all(|line| line.contains("`LABEL_arch`")),
+        "{problems:?}"
+    );
 }

@@ -4,7 +4,6 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use longshore_controller::{
-    reconcile::roster::Roster,
     replica::ReplicaId,
     store::{
         Engine, StoreError,
@@ -25,7 +24,7 @@ use tokio::{sync::Barrier, task::JoinSet};
 use super::{
     contracts,
     database::{self, Database},
-    roster::{afresh, members, refresh},
+    roster::{afresh, members, refresh, roster},
     samples::{
         coming, desired, device, fleet_id, insert_devices, observed, reported, token, two_tenants,
     },
@@ -115,7 +114,7 @@ const WRITES: [(&str, Write); 8] = [
                 .iter()
                 .map(|device| (fleet, &device.id, &facts))
                 .collect();
-            devices::set_facts(db, &facts).await
+            devices::set_facts(db, &facts).await.map(drop)
         })
     }),
 ];
@@ -149,7 +148,7 @@ async fn whoever_writes_at_once_nobody_fails_and_no_stamp_is_missed(database: Da
             }
         });
     }
-    let mut roster = Roster::default();
+    let mut roster = roster();
     while !writers.is_empty() {
         refresh(&mut roster, &database, &shops).await;
         while let Some(ended) = writers.try_join_next() {

@@ -437,8 +437,12 @@ async fn use_everything(store: &Store) {
     devices::of_enrollment(db, &shops).await.unwrap();
     devices::ended(db, &shops).await.unwrap();
     devices::ids(db, &shops).await.unwrap();
-    devices::changed_since(db, &shops, None).await.unwrap();
-    devices::changed_since(db, &shops, Some(3)).await.unwrap();
+    devices::changed_since(db, &shops, None, false)
+        .await
+        .unwrap();
+    devices::changed_since(db, &shops, Some(3), true)
+        .await
+        .unwrap();
     devices::lagging_at(db, &replica, 1).await.unwrap();
     devices::count_at(db, &replica).await.unwrap();
     devices::connected_at(db, &replica).await.unwrap();

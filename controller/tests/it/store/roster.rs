@@ -10,7 +10,10 @@ use longshore_controller::{
         tokens,
     },
 };
-use longshore_protocol::{Condition, DeviceId, Digest, api::DeviceState};
+use longshore_protocol::{
+    Condition, DeviceId, Digest,
+    api::{DeviceState, Facts},
+};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use sqlx::AnyConnection;
 use tokio::task::JoinSet;
@@ -25,16 +28,26 @@ contracts!(
     whatever_happens_the_roster_keeps_up,
     writers_at_the_same_time_hide_nothing,
     another_fleet_of_the_same_name_is_another_roster,
+    facts_that_are_no_news_cost_no_write,
 );
 
 const DEVICES: u32 = 12;
+/// The one fact that rosters want to know.
+const WANTED: &str = "arch";
+
+pub(super) fn roster() -> Roster {
+    let mut roster = Roster::default();
+    assert!(roster.want(&[WANTED.to_owned()].into()));
+    assert!(!roster.want(&[WANTED.to_owned()].into()), "it knows");
+    roster
+}
 
 async fn whatever_happens_the_roster_keeps_up(database: Database) {
     let seed: u64 = rand::random();
     eprintln!("seed {seed}");
     let mut chance = StdRng::seed_from_u64(seed);
     let shops = fleet_with_a_token(&database).await;
-    let mut roster = Roster::default();
+    let mut roster = roster();
     let mut names = 0;
     for _ in 0..60 {
         let mut db = database.write().await;
@@ -70,7 +83,7 @@ async fn writers_at_the_same_time_hide_nothing(database: Database) {
             }
         });
     }
-    let mut roster = Roster::default();
+    let mut roster = roster();
     while !writers.is_empty() {
         refresh(&mut roster, &database, &shops).await;
         while let Some(ended) = writers.try_join_next() {
@@ -87,7 +100,7 @@ async fn another_fleet_of_the_same_name_is_another_roster(database: Database) {
     let mut db = database.write().await;
     devices::insert(&mut db, &device(&shops, 1)).await.unwrap();
     db.commit().await.unwrap();
-    let mut roster = Roster::default();
+    let mut roster = roster();
     refresh(&mut roster, &database, &shops).await;
     assert_eq!(members(&roster).len(), 1);
 
@@ -104,6 +117,48 @@ async fn another_fleet_of_the_same_name_is_another_roster(database: Database) {
     db.commit().await.unwrap();
     refresh(&mut roster, &database, &shops).await;
     assert_eq!(members(&roster), afresh(&database, &shops).await);
+}
+
+async fn facts_that_are_no_news_cost_no_write(database: Database) {
+    let shops = fleet_with_a_token(&database).await;
+    let mut db = database.write().await;
+    for n in 0..DEVICES {
+        devices::insert(&mut db, &device(&shops, n)).await.unwrap();
+    }
+    db.commit().await.unwrap();
+    let ids: Vec<_> = (0..DEVICES).map(device_id).collect();
+    let said = async |fleet: &FleetId, arch: &str| {
+        let facts = Facts::from([(WANTED.to_owned(), arch.to_owned())]);
+        let facts: Vec<_> = ids.iter().map(|id| (fleet, id, &facts)).collect();
+        let mut db = database.write().await;
+        let news = devices::set_facts(&mut db, &facts).await.unwrap();
+        db.commit().await.unwrap();
+        news
+    };
+    let changes = async || {
+        let mut db = database.read().await;
+        let row = fleets::find(&mut db, &shops).await.unwrap().unwrap();
+        row.changes
+    };
+    let before = changes().await;
+    // It is what they enrolled with.
+    assert_eq!(said(&shops, "aarch64").await, []);
+    let elsewhere = fleet_id("two", "boats");
+    assert_eq!(
+        said(&elsewhere, "x86_64").await,
+        [],
+        "they are another tenant's"
+    );
+    assert_eq!(changes().await, before);
+    assert_eq!(said(&shops, "x86_64").await, [shops.clone()]);
+    assert_eq!(changes().await, before + 1, "one change for all");
+    let mut roster = roster();
+    refresh(&mut roster, &database, &shops).await;
+    assert!(
+        members(&roster)
+            .iter()
+            .all(|it| it.facts[WANTED] == "x86_64")
+    );
 }
 
 async fn fleet_with_a_token(database: &Database) -> FleetId {
@@ -124,7 +179,7 @@ async fn operate(db: &mut AnyConnection, shops: &FleetId, chance: &mut StdRng, n
     let value = chance.random_range(0..1000_u64);
     let condition = Condition::holds("Rendered", "Built", value.to_string(), 1);
     *names += 1;
-    match chance.random_range(0..8) {
+    match chance.random_range(0..9) {
         0 | 1 => insert(db, shops, &id, *names).await,
         2 => devices::set_state(db, shops, &ids, DeviceState::Active, "approved")
             .await
@@ -152,6 +207,14 @@ async fn operate(db: &mut AnyConnection, shops: &FleetId, chance: &mut StdRng, n
         6 => devices::raise_generation(db, shops, &id, value.into())
             .await
             .unwrap(),
+        8 => {
+            let said = [("arch", value % 2), ("uptime", value)];
+            let said = said.map(|(name, value)| (name.to_owned(), value.to_string()));
+            let facts = Facts::from(said);
+            devices::set_facts(db, &[(shops, &id, &facts)])
+                .await
+                .unwrap();
+        }
         7 if value < 300 => devices::reject(db, shops, &[(id, "rejected".to_owned())])
             .await
             .unwrap(),
@@ -221,6 +284,9 @@ pub(super) async fn afresh(database: &Database, fleet: &FleetId) -> Vec<Member> 
             public_key: view.device.public_key,
             state: view.device.state,
             labels: view.device.labels,
+            facts: (view.device.facts.into_iter())
+                .filter(|(name, _)| name == WANTED)
+                .collect(),
             conditions: view.device.conditions,
             target: view.desired.map(|desired| desired.target),
         })
