@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::Targets;
 use url::Url;
 
-use self::values::{Line, Period};
+use self::values::{Line, Period, SecretName};
 use crate::{logs::Format, runtime::command::CommandSettings, tls::Trust, update::Policy};
 
 pub use resolve::ConfigError;
@@ -134,6 +134,15 @@ struct Given {
         value_name = "DIR"
     )]
     directory: Option<PathBuf>,
+    /// Keep who the device is in this Secret, too, so that a pod is the same device on every node. In the pod's own
+    /// namespace, or the kubeconfig's.
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_IDENTITY_SECRET",
+        value_name = "NAME"
+    )]
+    identity_secret: Option<SecretName>,
     /// The kube runtime's kubeconfig [default: the pod's service account, $KUBECONFIG, ~/.kube/config, or the one
     /// that MicroShift or k3s wrote on this machine].
     #[arg(
@@ -302,6 +311,8 @@ pub enum Task {
 pub struct Settings {
     /// Where identity and ledger are.
     pub state_dir: PathBuf,
+    /// The Secret that keeps the identity, too.
+    pub identity_secret: Option<IdentitySecret>,
     /// What to apply to.
     pub runtime: RuntimeSettings,
     /// How careful updates are.
@@ -346,6 +357,15 @@ pub struct KubeSettings {
     pub namespace: Option<String>,
     /// The state directory.
     pub state: PathBuf,
+}
+
+/// A Secret that keeps who the device is.
+#[derive(Clone, Debug)]
+pub struct IdentitySecret {
+    /// Its name.
+    pub name: String,
+    /// How to reach its API server.
+    pub cluster: KubeSettings,
 }
 
 /// Where the provisioning token comes from. The file is read only when the token is needed, so that it may

@@ -95,7 +95,7 @@ pub async fn enroll(
     stop: &CancellationToken,
 ) -> Result<Identity, EnrollError> {
     let tls = tls::enrollment(&application.trust)?;
-    let mut enrollment = begun(state, &application.name)?;
+    let mut enrollment = begun(state, &application.name).await?;
     let key = DeviceKey::from_pem(&enrollment.key)?;
     announce(&enrollment.name, &key);
     let mut request = EnrollRequest {
@@ -123,7 +123,7 @@ pub async fn enroll(
         };
         let wait = match answer {
             Ok(Verdict::Approved(approved)) => {
-                return approve(state, application, &enrollment, &key, *approved);
+                return approve(state, application, &enrollment, &key, *approved).await;
             }
             Ok(Verdict::Pending(pending)) => {
                 backoff.reset();
@@ -137,7 +137,7 @@ pub async fn enroll(
                 if enrollment.registered.is_none() {
                     tracing::info!(device = %pending.device_id, name = %enrollment.name, fingerprint = %key.fingerprint(), "registered; waiting for approval");
                     enrollment.registered = Some((pending.device_id, pending.device_token.into()));
-                    state.keep_enrollment(&enrollment)?;
+                    state.keep_enrollment(&enrollment).await?;
                 }
                 if is_news {
                     told = pending.message;
@@ -185,7 +185,7 @@ pub async fn enroll(
 }
 
 /// The enrollment that is under way for this name, or a new one with a new key.
-fn begun(state: &impl Keep, name: &DeviceName) -> Result<Enrollment, EnrollError> {
+async fn begun(state: &impl Keep, name: &DeviceName) -> Result<Enrollment, EnrollError> {
     if let Some(enrollment) = state.enrollment()?.filter(|it| it.name == *name) {
         return Ok(enrollment);
     }
@@ -195,7 +195,7 @@ fn begun(state: &impl Keep, name: &DeviceName) -> Result<Enrollment, EnrollError
         key,
         registered: None,
     };
-    state.keep_enrollment(&enrollment)?;
+    state.keep_enrollment(&enrollment).await?;
     Ok(enrollment)
 }
 
@@ -207,7 +207,7 @@ fn pause(backoff: &mut Backoff, request: &EnrollRequest, pending: &EnrollPending
     }
 }
 
-fn approve(
+async fn approve(
     state: &impl Keep,
     application: &Application,
     enrollment: &Enrollment,
@@ -234,7 +234,7 @@ fn approve(
         trust: Some(application.trust.clone()),
         token: digest(&application.token),
     };
-    state.keep_identity(&identity)?;
+    state.keep_identity(&identity).await?;
     tracing::info!(device = %identity.device_id, name = %identity.name, edge = %identity.edge_url, "approved and enrolled");
     Ok(identity)
 }

@@ -10,6 +10,9 @@
 //!   ledger.<generation> 0600   see [`crate::ledger`]
 //! ```
 //!
+//! In a pod, a Secret may keep the first three, too ([`StateDir::keep_in`]): the pod is then the same device on every node.
+//! It is written before the files and read before them, at the start.
+//!
 //! The key and its certificate stand in one file, so that a renewal switches both or neither. The provisioning
 //! token is never written, and removed once it has served; a decommission keeps its digest, so that the same
 //! token does not bring a device back unasked.
@@ -27,6 +30,7 @@ use url::Url;
 
 use crate::{
     files::{FileError, Folder, Found},
+    runtime::kube::secret::{Documents, Secret, SecretError},
     tls::Trust,
 };
 
@@ -38,6 +42,8 @@ const ENROLLMENT: &str = "enrollment.json";
 const IDENTITY: &str = "identity.json";
 const DECOMMISSIONED: &str = "decommissioned.json";
 const TOKEN: &str = "token";
+/// What the device is, and what a Secret keeps of it.
+const DOCUMENTS: [&str; 3] = [IDENTITY, ENROLLMENT, DECOMMISSIONED];
 const MOST_BYTES: u64 = 1024 * 1024;
 
 /// An enrolled device.
@@ -107,6 +113,9 @@ pub enum StateError {
         /// The agent's user.
         ours: u32,
     },
+    /// The Secret beside it fails.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// Another agent runs on it.
     #[error(
         "another longshore-agent runs on {0}: stop it, or give this one a --state-dir of its own"
@@ -125,22 +134,36 @@ pub enum StateError {
     },
 }
 
+impl StateError {
+    /// Whether it may be otherwise the next time.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Secret(SecretError::Unreachable(..)))
+    }
+}
+
 /// Keeps who the device is. [`StateDir`] keeps it for good; a simulated device's is in memory.
 pub trait Keep: Send + Sync + 'static {
     /// The enrollment that is under way.
     fn enrollment(&self) -> Result<Option<Enrollment>, StateError>;
 
     /// Keeps the enrollment, so that a restart goes on with the same key.
-    fn keep_enrollment(&self, enrollment: &Enrollment) -> Result<(), StateError>;
+    fn keep_enrollment(
+        &self,
+        enrollment: &Enrollment,
+    ) -> impl Future<Output = Result<(), StateError>> + Send;
 
     /// Keeps the identity, in place of the one before, and ends an enrollment.
-    fn keep_identity(&self, identity: &Identity) -> Result<(), StateError>;
+    fn keep_identity(
+        &self,
+        identity: &Identity,
+    ) -> impl Future<Output = Result<(), StateError>> + Send;
 }
 
 /// The state directory, locked.
 #[derive(Debug)]
 pub struct StateDir {
     folder: Folder,
+    secret: Option<Secret>,
     _lock: OwnedFd,
 }
 
@@ -166,6 +189,7 @@ impl StateDir {
             .ok_or_else(|| StateError::Locked(path.display().to_string()))?;
         Ok(Self {
             folder,
+            secret: None,
             _lock: lock,
         })
     }
@@ -193,8 +217,8 @@ impl StateDir {
     }
 
     /// Notes a decommission, before anything is removed: whoever starts next goes on with it.
-    pub fn note_decommission(&self, note: &Decommissioned) -> Result<(), StateError> {
-        Ok(self.write(DECOMMISSIONED, note)?)
+    pub async fn note_decommission(&self, note: &Decommissioned) -> Result<(), StateError> {
+        self.switch([(DECOMMISSIONED, Some(encoded(note)))]).await
     }
 
     /// The provisioning token that was left here for the agent.
@@ -228,10 +252,8 @@ impl StateDir {
     }
 
     /// Forgets key, certificate and tokens. The note of the decommission stays.
-    pub fn forget(&self) -> Result<(), StateError> {
-        self.folder.remove(ENROLLMENT)?;
-        self.folder.remove(IDENTITY)?;
-        Ok(self.folder.sync()?)
+    pub async fn forget(&self) -> Result<(), StateError> {
+        self.switch([(ENROLLMENT, None), (IDENTITY, None)]).await
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
@@ -244,12 +266,63 @@ impl StateDir {
         }
     }
 
-    fn write<T: Serialize>(&self, name: &str, record: &T) -> Result<(), FileError> {
-        // Structs of strings and numbers always serialize.
-        let mut content = serde_json::to_vec_pretty(record).unwrap_or_default();
-        content.push(b'\n');
-        self.folder.write(name, &content)?;
+    /// Makes documents be like this, or gone. The Secret comes first, so it is never behind the files; of the files,
+    /// what is written comes before what goes.
+    async fn switch<const N: usize>(
+        &self,
+        documents: [(&str, Option<Vec<u8>>); N],
+    ) -> Result<(), StateError> {
+        if let Some(secret) = &self.secret {
+            let mut all = self.documents()?;
+            for (name, content) in &documents {
+                match content {
+                    Some(content) => all.insert((*name).to_owned(), content.clone()),
+                    None => all.remove(*name),
+                };
+            }
+            secret.put(all).await?;
+        }
+        self.replace(&documents)?;
+        Ok(())
+    }
+
+    fn replace(&self, documents: &[(&str, Option<Vec<u8>>)]) -> Result<(), FileError> {
+        for (name, content) in documents {
+            if let Some(content) = content {
+                self.folder.write(name, content)?;
+                self.folder.sync()?;
+            }
+        }
+        for (name, content) in documents {
+            if content.is_none() {
+                self.folder.remove(name)?;
+            }
+        }
         self.folder.sync()
+    }
+
+    /// What the files hold.
+    fn documents(&self) -> Result<Documents, StateError> {
+        let mut documents = Documents::new();
+        for name in DOCUMENTS {
+            if let Found::File { content, .. } = self.folder.read(name, MOST_BYTES)? {
+                documents.insert(name.to_owned(), content);
+            }
+        }
+        Ok(documents)
+    }
+
+    /// Keeps all this in a Secret, too, from here on. What is in the Secret replaces the files; where nothing is in
+    /// it, it gets what they hold.
+    pub(crate) async fn keep_in(&mut self, secret: Secret) -> Result<(), StateError> {
+        let there = secret.read().await?;
+        if DOCUMENTS.iter().any(|name| there.contains_key(*name)) {
+            self.replace(&DOCUMENTS.map(|name| (name, there.get(name).cloned())))?;
+        } else {
+            secret.put(self.documents()?).await?;
+        }
+        self.secret = Some(secret);
+        Ok(())
     }
 
     fn damaged(&self, name: &str, why: &dyn std::fmt::Display) -> StateError {
@@ -259,6 +332,13 @@ impl StateDir {
             why: why.to_string(),
         }
     }
+}
+
+fn encoded<T: Serialize>(record: &T) -> Vec<u8> {
+    // Structs of strings and numbers always serialize.
+    let mut content = serde_json::to_vec_pretty(record).unwrap_or_default();
+    content.push(b'\n');
+    content
 }
 
 impl Keep for StateDir {
@@ -271,15 +351,20 @@ impl Keep for StateDir {
         Ok(Some(enrollment))
     }
 
-    fn keep_enrollment(&self, enrollment: &Enrollment) -> Result<(), StateError> {
-        Ok(self.write(ENROLLMENT, &record::Enrollment::from(enrollment))?)
+    async fn keep_enrollment(&self, enrollment: &Enrollment) -> Result<(), StateError> {
+        let content = encoded(&record::Enrollment::from(enrollment));
+        self.switch([(ENROLLMENT, Some(content))]).await
     }
 
-    fn keep_identity(&self, identity: &Identity) -> Result<(), StateError> {
-        self.write(IDENTITY, &record::Identity::from(identity))?;
-        self.folder.remove(ENROLLMENT)?;
-        self.folder.remove(DECOMMISSIONED)?;
-        Ok(self.folder.sync()?)
+    async fn keep_identity(&self, identity: &Identity) -> Result<(), StateError> {
+        let content = encoded(&record::Identity::from(identity));
+        let gone = None;
+        self.switch([
+            (IDENTITY, Some(content)),
+            (ENROLLMENT, gone.clone()),
+            (DECOMMISSIONED, gone),
+        ])
+        .await
     }
 }
 
@@ -329,8 +414,8 @@ mod tests {
         assert!(matches!(state.token(), Err(StateError::Token(_))));
     }
 
-    #[test]
-    fn an_enrollment_survives_a_restart() {
+    #[tokio::test]
+    async fn an_enrollment_survives_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         assert!(state.enrollment().unwrap().is_none());
@@ -340,7 +425,7 @@ mod tests {
             key: key.pem(),
             registered: Some((DeviceId::from_random([1; 16]), "secret".into())),
         };
-        state.keep_enrollment(&enrollment).unwrap();
+        state.keep_enrollment(&enrollment).await.unwrap();
         drop(state);
         let state = StateDir::open(dir.path()).unwrap();
         let again = state.enrollment().unwrap().unwrap();

@@ -237,12 +237,21 @@ impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
             renewed = renew::renew(&self.identity) => renewed,
         };
         let wait = match renewed {
-            Ok(identity) => {
-                self.state.keep_identity(&identity)?;
-                self.identity = identity;
-                tracing::info!("the certificate is renewed");
-                return Ok(Next::Afresh);
-            }
+            Ok(identity) => match self.state.keep_identity(&identity).await {
+                Ok(()) => {
+                    self.identity = identity;
+                    tracing::info!("the certificate is renewed");
+                    return Ok(Next::Afresh);
+                }
+                Err(error) if error.may_pass() => {
+                    tracing::warn!(
+                        error = causes(&error),
+                        "the renewed certificate cannot be kept; trying again"
+                    );
+                    return Ok(Next::Wait(wait));
+                }
+                Err(error) => return Err(error.into()),
+            },
             Err(RenewError::Decommissioned(reason)) => {
                 return Ok(Next::Ended(Ended::Decommissioned { reason }));
             }

@@ -9,6 +9,7 @@
 //! than by a decommission, ends the process with an error.
 
 mod decommission;
+mod secret;
 
 use std::sync::Arc;
 
@@ -52,6 +53,9 @@ pub enum RunError {
     /// What was applied cannot be removed. The next start tries again.
     #[error("the device is decommissioned, and what it ran cannot be removed: {}", .0.explanation())]
     Remove(ApplyError),
+    /// There is no way to the API server whose Secret keeps the identity.
+    #[error("--identity-secret needs an API server: {0}")]
+    NoCluster(String),
     /// A task ended that should not have.
     #[error("the {0} task ended unexpectedly")]
     Task(&'static str),
@@ -80,7 +84,14 @@ impl From<FileError> for RunError {
 
 /// Runs until `stop` is cancelled, the device is decommissioned, or something fails for good.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunError> {
-    let state = Arc::new(StateDir::open(&settings.state_dir)?);
+    let mut state = StateDir::open(&settings.state_dir)?;
+    if let Some(kept) = &settings.identity_secret {
+        let stopped = secret::share(&mut state, kept, backoff(), &stop).await?;
+        if stopped {
+            return Ok(());
+        }
+    }
+    let state = Arc::new(state);
     let ledger = Arc::new(Ledger::new(state.folder()?));
     if decommission::was_begun(&state)? {
         return decommission::finish(&state, &ledger, runtime_of(&settings, &state)?).await;
@@ -99,7 +110,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     match work(&state, &ledger, identity, runtime, updates, &stop).await? {
         (Ended::Stopped, _) => Ok(()),
         (Ended::Decommissioned { reason }, runtime) => {
-            decommission::begin(&state, reason, token)?;
+            decommission::begin(&state, reason, token).await?;
             decommission::finish(&state, &ledger, Some(runtime)).await
         }
     }
@@ -147,8 +158,9 @@ async fn join(
         // Nothing is lost: the next start goes on.
         Err(EnrollError::Stopped) => Ok(None),
         Err(EnrollError::Rejected(status, reason)) if status == "decommissioned" => {
-            decommission::begin(state, reason.clone(), enroll::digest(&application.token))?;
-            state.forget()?;
+            let token = enroll::digest(&application.token);
+            decommission::begin(state, reason.clone(), token).await?;
+            state.forget().await?;
             Err(EnrollError::Rejected(status, reason).into())
         }
         Err(error) => Err(error.into()),

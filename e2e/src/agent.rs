@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
@@ -23,6 +24,7 @@ pub struct Agent {
     name: String,
     home: PathBuf,
     join: [String; 3],
+    arguments: Vec<OsString>,
     process: Option<Process>,
 }
 
@@ -32,6 +34,19 @@ impl Agent {
     /// # Errors
     /// Where it cannot be started.
     pub fn start(home: &Path, name: &str, token: &CreatedToken) -> Result<Self> {
+        Self::start_with(home, name, token, Vec::new())
+    }
+
+    /// The same with further arguments.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn start_with(
+        home: &Path,
+        name: &str,
+        token: &CreatedToken,
+        arguments: Vec<OsString>,
+    ) -> Result<Self> {
         fs::create_dir_all(home).context("make the device's directory")?;
         let mut agent = Self {
             name: name.to_owned(),
@@ -41,6 +56,7 @@ impl Agent {
                 token.ca_fingerprint.to_string(),
                 token.secret.clone(),
             ],
+            arguments,
             process: None,
         };
         agent.start_again()?;
@@ -63,6 +79,7 @@ impl Agent {
             .args(["--runtime", "directory", "--directory"])
             .arg(self.directory())
             .args(["--log-format", "text"])
+            .args(&self.arguments)
             .env(LOG, process::log_filter(LOG, "debug"));
         let log = self.home.join("agent.log");
         let name = format!("longshore-agent {}", self.name);

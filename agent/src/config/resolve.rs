@@ -12,7 +12,8 @@ use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use super::{
-    Given, KubeSettings, Layout, RuntimeKind, RuntimeSettings, Settings, TokenSource,
+    Given, IdentitySecret, KubeSettings, Layout, RuntimeKind, RuntimeSettings, Settings,
+    TokenSource,
     values::{Line, Period},
 };
 use crate::{
@@ -92,6 +93,8 @@ struct Shown<'a> {
     runtime: RuntimeKind,
     directory: &'a Path,
     #[serde(skip_serializing_if = "Option::is_none")]
+    identity_secret: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     kubeconfig: Option<&'a Path>,
     #[serde(skip_serializing_if = "Option::is_none")]
     context: Option<&'a str>,
@@ -164,6 +167,7 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
         state_dir: &state_dir,
         runtime,
         directory: &directory,
+        identity_secret: given.identity_secret.as_ref().map(|name| name.0.as_str()),
         kubeconfig: given.kubeconfig.as_deref(),
         context: given.context.as_deref(),
         namespace: given.namespace.as_deref(),
@@ -182,6 +186,16 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
     };
     // Paths that are not UTF-8 are the one thing that TOML cannot say.
     let shown = toml::to_string(&shown).unwrap_or_else(|error| format!("# {error}\n"));
+    let cluster = KubeSettings {
+        kubeconfig: given.kubeconfig,
+        context: given.context,
+        namespace: given.namespace,
+        state: state_dir.clone(),
+    };
+    let identity_secret = given.identity_secret.map(|name| IdentitySecret {
+        name: name.0,
+        cluster: cluster.clone(),
+    });
     let runtime = match runtime {
         RuntimeKind::Directory if layout == Layout::Microshift => {
             RuntimeSettings::MicroShift(directory)
@@ -194,15 +208,11 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
             interval: given.command_interval.map(|period| period.0),
             folder,
         }),
-        RuntimeKind::Kube => RuntimeSettings::Kube(KubeSettings {
-            kubeconfig: given.kubeconfig,
-            context: given.context,
-            namespace: given.namespace,
-            state: state_dir.clone(),
-        }),
+        RuntimeKind::Kube => RuntimeSettings::Kube(cluster),
     };
     let settings = Settings {
         state_dir,
+        identity_secret,
         runtime,
         updates,
         server: given.server,
@@ -234,6 +244,7 @@ impl Given {
             state_dir: self.state_dir.or(below.state_dir),
             runtime: self.runtime.or(below.runtime),
             directory: self.directory.or(below.directory),
+            identity_secret: self.identity_secret.or(below.identity_secret),
             kubeconfig: self.kubeconfig.or(below.kubeconfig),
             context: self.context.or(below.context),
             namespace: self.namespace.or(below.namespace),
@@ -366,6 +377,20 @@ mod tests {
             "{shown}"
         );
         toml::from_str::<Given>(&shown).unwrap();
+    }
+
+    #[test]
+    fn a_secret_may_keep_the_identity_whatever_the_runtime() {
+        let args = ["--kubeconfig", "/k", "--identity-secret", "till-7.identity"];
+        let kept = settings(&args).identity_secret.unwrap();
+        assert_eq!(kept.name, "till-7.identity");
+        assert_eq!(kept.cluster.kubeconfig.as_deref(), Some(Path::new("/k")));
+        assert!(settings(&[]).identity_secret.is_none());
+        for wrong in ["", "a/b", "../secrets", "A", "-a", "a?b", "a..b"] {
+            let given = format!("--identity-secret={wrong}");
+            let error = Cli::try_parse_from(["longshore-agent", &given]).unwrap_err();
+            assert!(error.to_string().contains("no name of a Secret"), "{error}");
+        }
     }
 
     #[test]

@@ -39,6 +39,40 @@ impl From<Line> for String {
     }
 }
 
+/// The name of a Secret of Kubernetes: a DNS name (RFC 1123).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct SecretName(pub(super) String);
+
+impl FromStr for SecretName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_part = |part: &str| {
+            let is_fit = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+            let bytes = part.as_bytes();
+            [bytes.first(), bytes.last()]
+                .iter()
+                .all(|end| end.is_some_and(|byte| is_fit(*byte)))
+                && bytes.iter().all(|byte| is_fit(*byte) || *byte == b'-')
+        };
+        if text.len() > 253 || !text.split('.').all(is_part) {
+            return Err(format!(
+                "`{text}` is no name of a Secret: lower-case letters, digits, `-` and `.`"
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for SecretName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 /// A time that something takes: `90s`, `5m`, `1h 30m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

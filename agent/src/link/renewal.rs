@@ -6,6 +6,7 @@
 use rand::{RngExt as _, rngs::StdRng};
 
 use crate::{
+    causes,
     http_client::HttpError,
     identity::{CertificateError, Chain, DeviceKey, Identity, Keep},
 };
@@ -68,7 +69,7 @@ impl Renewal {
     }
 
     /// Checks what came, and switches to it on disk. `None` where it is of no use.
-    pub(super) fn switch(
+    pub(super) async fn switch(
         &mut self,
         state: &impl Keep,
         identity: &Identity,
@@ -93,11 +94,20 @@ impl Renewal {
             })
         });
         match checked {
-            Ok(renewed) => {
-                state.keep_identity(&renewed)?;
-                tracing::info!("the certificate is renewed");
-                Ok(Some(renewed))
-            }
+            Ok(renewed) => match state.keep_identity(&renewed).await {
+                Ok(()) => {
+                    tracing::info!("the certificate is renewed");
+                    Ok(Some(renewed))
+                }
+                Err(error) if error.may_pass() => {
+                    tracing::warn!(
+                        error = causes(&error),
+                        "the renewed certificate cannot be kept; trying again later"
+                    );
+                    Ok(None)
+                }
+                Err(error) => Err(error.into()),
+            },
             Err(why) => {
                 tracing::warn!(why, "the certificate is not renewed; trying again later");
                 Ok(None)

@@ -196,7 +196,9 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
                     let Link {
                         state, identity, ..
                     } = &*self.link;
-                    if let Some(renewed) = self.renewal.switch(&**state, identity, answer, now)? {
+                    if let Some(renewed) =
+                        self.renewal.switch(&**state, identity, answer, now).await?
+                    {
                         self.link.identity = renewed;
                         return Ok(Some(Closed::Renewed));
                     }

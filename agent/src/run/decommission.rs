@@ -21,7 +21,7 @@ pub(super) fn was_begun(state: &StateDir) -> Result<bool, RunError> {
 }
 
 /// Notes that the device is out, and which token had brought it in.
-pub(super) fn begin(state: &StateDir, reason: String, token: Digest) -> Result<(), RunError> {
+pub(super) async fn begin(state: &StateDir, reason: String, token: Digest) -> Result<(), RunError> {
     let device_id = state.identity()?.map(|identity| identity.device_id);
     let note = Decommissioned {
         device_id,
@@ -29,7 +29,7 @@ pub(super) fn begin(state: &StateDir, reason: String, token: Digest) -> Result<(
         at: clock::system(),
         token,
     };
-    Ok(state.note_decommission(&note)?)
+    Ok(state.note_decommission(&note).await?)
 }
 
 /// Removes what the device ran and forgets what it was.
@@ -50,7 +50,7 @@ pub(super) async fn finish(
         );
     }
     ledger.clear()?;
-    state.forget()?;
+    state.forget().await?;
     tell(&reason);
     Ok(())
 }

@@ -23,6 +23,7 @@ mod pass;
 mod problem;
 mod prune;
 mod resolve;
+pub(crate) mod secret;
 mod seen;
 mod status;
 mod view;

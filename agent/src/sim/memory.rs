@@ -44,13 +44,13 @@ impl identity::Keep for Memory {
         Ok(enrollment.clone())
     }
 
-    fn keep_enrollment(&self, enrollment: &Enrollment) -> Result<(), StateError> {
+    async fn keep_enrollment(&self, enrollment: &Enrollment) -> Result<(), StateError> {
         self.fleet.roster.keep_enrollment(enrollment)?;
         self.enrolls_with(Some(enrollment.clone()));
         Ok(())
     }
 
-    fn keep_identity(&self, identity: &Identity) -> Result<(), StateError> {
+    async fn keep_identity(&self, identity: &Identity) -> Result<(), StateError> {
         self.fleet.roster.keep_identity(identity)?;
         self.enrolls_with(None);
         let identity = Arc::new(identity.clone());

@@ -4,6 +4,7 @@ mod renewing;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use futures_util::FutureExt as _;
 use longshore_agent::{
     backoff::Backoff,
     clock::{self, Wall},
@@ -78,7 +79,9 @@ impl Agent {
         wall: Wall,
     ) -> Self {
         let state = Arc::new(StateDir::open(&dir.path().join("state")).unwrap());
-        state.keep_identity(&identity).unwrap();
+        // A directory waits for nothing.
+        let kept = state.keep_identity(&identity).now_or_never();
+        kept.unwrap().unwrap();
         let ledger = Arc::new(Ledger::new(state.folder().unwrap()));
         let held = ledger.load().unwrap().current;
         let reporter = Reporter::new(held.as_ref().map(|held| held.held()), clock::system);

@@ -133,6 +133,19 @@ impl Store {
             time: &time,
         };
         let live = self.objects.get(&at).cloned();
+        let mut manifest = manifest.clone();
+        let metadata = manifest["metadata"].as_object_mut();
+        if let Some(asked) = metadata.and_then(|metadata| metadata.remove("resourceVersion")) {
+            let live = live.as_ref();
+            if live.is_none_or(|live| live.object["metadata"]["resourceVersion"] != asked) {
+                let message = format!(
+                    "Operation cannot be fulfilled on {} {:?}: the object has been modified; please apply your changes to the latest version and try again",
+                    at.1, at.3
+                );
+                return Err(status(409, "Conflict", &message, &json!([])));
+            }
+        }
+        let manifest = &manifest;
         if live.is_none() {
             self.may_create(&kind, &at)?;
         }

@@ -3,6 +3,7 @@
 mod applying;
 mod drifting;
 mod faults;
+mod identity;
 mod pruning;
 mod scope;
 

@@ -45,6 +45,10 @@ def pod_of(objects):
     return manifests.by_kind(objects, "Deployment")["spec"]["template"]["spec"]
 
 
+def named(objects, kind, end):
+    return [it for it in objects if it["kind"] == kind and it["metadata"]["name"].endswith(end)]
+
+
 def refused(words, values):
     try:
         render(values)
@@ -83,12 +87,12 @@ def test_minimal():
     assert volumes["token"]["secret"]["secretName"] == "join"
     claim = manifests.by_kind(objects, "PersistentVolumeClaim")["metadata"]["name"]
     assert volumes["state"]["persistentVolumeClaim"]["claimName"] == claim
-    assert not [it for it in objects if it["kind"] == "Secret"], "a Secret beside the one that is there"
+    assert not named(objects, "Secret", "-token"), "a Secret beside the one that is there"
 
 
 def test_token():
     objects = render(given(token={"value": SECRET}))
-    secret = manifests.by_kind(objects, "Secret")
+    [secret] = named(objects, "Secret", "-token")
     assert secret["stringData"] == {"token": SECRET}
     volumes = {it["name"]: it for it in pod_of(objects)["volumes"]}
     assert volumes["token"]["secret"]["secretName"] == secret["metadata"]["name"]
@@ -110,8 +114,26 @@ def test_namespace():
 
 def test_without_rights():
     objects = render(given(rbac={"create": False}, serviceAccount={"name": "mine"}))
-    assert {it["kind"] for it in objects} == {"Deployment", "PersistentVolumeClaim"}
+    assert {it["kind"] for it in objects} == {"Deployment", "PersistentVolumeClaim", "Secret"}
     assert pod_of(objects)["serviceAccountName"] == "mine"
+
+
+def test_identity():
+    narrow = {"scope": "namespace", "rules": []}
+    objects = render(given(rbac=narrow))
+    [secret] = named(objects, "Secret", "-identity")
+    # The agent's content, which an upgrade must not take away.
+    assert not {"data", "stringData"} & secret.keys()
+    assert secret["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    name = secret["metadata"]["name"]
+    assert manifests.environment(pod_of(objects))["LONGSHORE_AGENT_IDENTITY_SECRET"] == name
+    own = {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [name], "verbs": ["get", "patch"]}
+    assert manifests.by_kind(objects, "Role")["rules"] == [own], "rights beyond its own Secret"
+
+    objects = render(given(identity={"secret": False}, rbac={"scope": "namespace"}))
+    assert not named(objects, "Secret", "-identity")
+    assert "LONGSHORE_AGENT_IDENTITY_SECRET" not in manifests.environment(pod_of(objects))
+    assert "resourceNames" not in str(manifests.by_kind(objects, "Role")["rules"])
 
 
 def test_places_for_state():

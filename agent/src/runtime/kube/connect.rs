@@ -34,39 +34,50 @@ pub(super) struct Connection {
 /// Reads the settings' kubeconfig, or what there is without one, and makes a client. Nothing is sent.
 pub(super) async fn connect(settings: &KubeSettings) -> Result<Connection, String> {
     let kubeconfig = fingerprint(settings);
-    let mut config = match file(settings) {
-        Some(path) => {
-            let read = Kubeconfig::read_from(&path)
-                .map_err(|error| format!("{}: {}", path.display(), causes(&error)))?;
-            by_kubeconfig(settings, read).await?
-        }
-        None => match Config::incluster() {
-            Ok(mut config) => {
-                // Its own namespace is where a pod stands, and no hint to where a fleet's objects go.
-                "default".clone_into(&mut config.default_namespace);
-                config
-            }
-            Err(error) => match Kubeconfig::read() {
-                Ok(read) => by_kubeconfig(settings, read).await?,
-                Err(_) => {
-                    return Err(format!(
-                        "there is no kubeconfig, and this is no pod ({}): name a kubeconfig with --kubeconfig",
-                        causes(&error)
-                    ));
-                }
-            },
-        },
+    let (config, is_pod) = config(settings).await?;
+    // A pod's own namespace is where it stands, and no hint to where a fleet's objects go.
+    let namespace = if is_pod {
+        "default".to_owned()
+    } else {
+        config.default_namespace.clone()
     };
-    // Tries again are the business of whoever knows what they are for.
-    config.default_retry = false;
-    config.connect_timeout = Some(CONNECTING);
-    let namespace = config.default_namespace.clone();
-    let client = Client::try_from(config).map_err(|error| causes(&error))?;
     Ok(Connection {
-        api: Api::new(client),
+        api: client(config)?,
         namespace,
         kubeconfig,
     })
+}
+
+/// A client, and the namespace that the agent itself is at home in.
+pub(super) async fn home(settings: &KubeSettings) -> Result<(Api, String), String> {
+    let (config, _is_pod) = config(settings).await?;
+    let namespace = config.default_namespace.clone();
+    Ok((client(config)?, namespace))
+}
+
+fn client(mut config: Config) -> Result<Api, String> {
+    // Tries again are the business of whoever knows what they are for.
+    config.default_retry = false;
+    config.connect_timeout = Some(CONNECTING);
+    let client = Client::try_from(config).map_err(|error| causes(&error))?;
+    Ok(Api::new(client))
+}
+
+/// How to connect, and whether that is as a pod.
+async fn config(settings: &KubeSettings) -> Result<(Config, bool), String> {
+    if let Some(path) = file(settings) {
+        let read = Kubeconfig::read_from(&path)
+            .map_err(|error| format!("{}: {}", path.display(), causes(&error)))?;
+        return Ok((by_kubeconfig(settings, read).await?, false));
+    }
+    match (Config::incluster(), Kubeconfig::read()) {
+        (Ok(config), _) => Ok((config, true)),
+        (Err(_), Ok(read)) => Ok((by_kubeconfig(settings, read).await?, false)),
+        (Err(error), Err(_)) => Err(format!(
+            "there is no kubeconfig, and this is no pod ({}): name a kubeconfig with --kubeconfig",
+            causes(&error)
+        )),
+    }
 }
 
 /// What the kubeconfig is like now: API servers that renew their certificates write new ones.
