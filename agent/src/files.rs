@@ -10,6 +10,7 @@ use std::{
     io::{self, Read as _, Write as _},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use rustix::{
@@ -17,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-/// The name under which a file is written before it is renamed. One writer per folder is assumed.
+/// The name under which a file is written before it is renamed. Writers of one process take turns.
 pub const TEMPORARY: &str = ".longshore-new";
 
 /// An operation on a file that failed.
@@ -156,6 +157,9 @@ impl Folder {
 
     /// Puts a file of mode 0600 with this content under `name`, in place of any file or symlink there.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<(), FileError> {
+        // One folder may be open several times. A lock on it would be anybody's to take who may read it.
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         self.remove(TEMPORARY)?;
         let written = self.write_temporary(name, content).and_then(|()| {
             self.step("rename to", name)?;
@@ -299,6 +303,24 @@ mod tests {
         assert_eq!(folder.read("a", 3).unwrap(), expected);
         assert_eq!(folder.read("a", 2).unwrap(), Found::Other);
         assert_eq!(folder.names().unwrap(), ["a", "victim"]);
+    }
+
+    #[test]
+    fn who_writes_at_the_same_time_gets_what_they_wrote() {
+        let (dir, _) = folder();
+        std::thread::scope(|scope| {
+            for writer in ["a", "b", "c", "d"] {
+                let folder = Folder::open(dir.path()).unwrap();
+                let content = writer.repeat(10_000).into_bytes();
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        folder.write(writer, &content).unwrap();
+                        let found = folder.read(writer, 20_000).unwrap();
+                        assert!(matches!(found, Found::File { content: it, .. } if it == content));
+                    }
+                });
+            }
+        });
     }
 
     #[test]
