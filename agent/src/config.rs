@@ -1,8 +1,8 @@
 //! The settings: flags over environment variables over one TOML file over defaults, resolved once.
 //!
 //! The keys of the file are the flags without their dashes in front; the variables are the flags in capitals
-//! behind `LONGSHORE_AGENT_`. Once the device is enrolled only `--state-dir` and the runtime's settings count;
-//! where it belongs is then in the state directory.
+//! behind `LONGSHORE_AGENT_`. Once the device is enrolled, what says where it belongs does not count any more: that
+//! is then in the state directory. How to get there (`--proxy`, `--no-proxy`, `--ca`) does.
 
 mod resolve;
 mod values;
@@ -17,7 +17,10 @@ use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use self::values::{Line, Period, SecretName};
-use crate::{logs::Format, runtime::command::CommandSettings, tls::Trust, update::Policy};
+use crate::{
+    logs::Format, network::proxy::Proxies, runtime::command::CommandSettings, tls::Trust,
+    update::Policy,
+};
 
 pub use resolve::ConfigError;
 
@@ -85,9 +88,29 @@ struct Given {
         value_name = "DIGEST"
     )]
     ca_fingerprint: Option<Digest>,
-    /// The controller's root certificates in PEM, instead of a fingerprint.
+    /// Root certificates in PEM that are trusted instead of a fingerprint: the controller's, or those of a proxy that
+    /// looks into TLS. Once the device is enrolled they count beside those that the controller gave.
     #[arg(long, global = true, env = "LONGSHORE_AGENT_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// The HTTP proxy to go through, `http://[USER:PASSWORD@]HOST:PORT` or `https://…`, or `none` [default: what
+    /// `HTTPS_PROXY` or `ALL_PROXY` says]. Other users of the machine can see arguments: prefer the file.
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_PROXY",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    proxy: Option<SecretString>,
+    /// What to reach without the proxy: names, which stand for their subdomains too, addresses, networks, each with
+    /// `:PORT` where it is for one port only; `*` for everything [default: what `NO_PROXY` says].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_NO_PROXY",
+        value_name = "LIST"
+    )]
+    no_proxy: Option<String>,
     /// The provisioning token. Other users of the machine can see arguments: prefer --token-file.
     #[arg(
         long,
@@ -321,6 +344,8 @@ pub struct Settings {
     pub server: Option<Url>,
     /// How to know that server.
     pub trust: Option<Trust>,
+    /// Which proxy to go through.
+    pub proxies: Proxies,
     /// What to enroll with.
     pub token: Option<TokenSource>,
     /// Under which name.

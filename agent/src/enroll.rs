@@ -3,12 +3,15 @@
 //! ```text
 //! key on disk ─▶ POST /v1/enroll ─▶ 202: keep id and token, wait, ask again ─▶ 200: identity on disk
 //!                      │
-//!                      └─ 403, 404, 409, 422: over, with the reason;  network, 429, 5xx: again after a while
+//!                      └─ 403, 404, 409, 422: over, with the reason;  anything else: again after a while
 //! ```
 //!
 //! The key is on disk before the first call, and the same key is used until the controller decides, so a
 //! restart at any point is the same enrollment. A wait is held by the controller, which answers at once when
 //! somebody approves.
+//!
+//! Only an answer of the shape that the controller's have decides anything. A page, a redirect, a status alone may
+//! come from anybody who stands in between, and are tried again.
 
 mod call;
 
@@ -27,8 +30,9 @@ use self::call::Verdict;
 use crate::{
     backoff::Backoff,
     causes,
-    http_client::HttpError,
+    http_client::{HttpError, IN_BETWEEN},
     identity::{CertificateError, Chain, DeviceKey, Enrollment, Identity, Keep, StateError},
+    network::Network,
     tls::{self, TlsError, Trust},
 };
 
@@ -48,6 +52,8 @@ pub struct Application {
     pub name: DeviceName,
     /// What the device says of itself.
     pub facts: Facts,
+    /// How to get there.
+    pub network: Network,
 }
 
 /// Why a device is not enrolled.
@@ -64,7 +70,7 @@ pub enum EnrollError {
     Certificate(#[from] CertificateError),
     /// The server is not the one whose fingerprint was given.
     #[error(
-        "{0}. Compare --ca-fingerprint with what `longshore tokens create` printed: either it is mistyped, or this device's clock is wrong, or somebody stands between this device and the controller"
+        "{0}. Compare --ca-fingerprint with what `longshore tokens create` printed: either it is mistyped, or {IN_BETWEEN}, or a proxy looks into TLS, whose root --ca would have to name"
     )]
     Untrusted(String),
     /// The token is unknown.
@@ -94,7 +100,7 @@ pub async fn enroll(
     mut backoff: Backoff,
     stop: &CancellationToken,
 ) -> Result<Identity, EnrollError> {
-    let tls = tls::enrollment(&application.trust)?;
+    let tls = tls::enrollment(&application.trust, &application.network)?;
     let mut enrollment = begun(state, &application.name).await?;
     let key = DeviceKey::from_pem(&enrollment.key)?;
     announce(&enrollment.name, &key);
@@ -112,6 +118,7 @@ pub async fn enroll(
     let mut told = None;
     loop {
         let call = call::call(
+            &application.network,
             &application.server,
             tls.clone(),
             &application.token,
@@ -163,8 +170,15 @@ pub async fn enroll(
                 tracing::warn!(status, "the controller asks to come back later");
                 backoff.after_refusal(asked)
             }
-            Ok(Verdict::Nonsense(why)) => return Err(EnrollError::Answer(why)),
-            Err(HttpError::Untrusted(at, wrong)) => {
+            Ok(Verdict::Foreign(why)) => {
+                tracing::warn!(
+                    why,
+                    "the answer is not a controller's: {IN_BETWEEN}; trying again"
+                );
+                backoff.after_failure()
+            }
+            // Once a server that proved to be the controller has answered, the fingerprint is right.
+            Err(HttpError::Untrusted(at, wrong)) if enrollment.registered.is_none() => {
                 return Err(EnrollError::Untrusted(format!(
                     "{at} is not the controller that was asked for ({wrong})"
                 )));

@@ -7,6 +7,8 @@
 //!   identity.json       0600   once enrolled: key, certificate chain, CA bundle, edge URL, device id and token
 //!   decommissioned.json 0600   after a decommission: when and why
 //!   token               0600   the provisioning token, where whoever installed the agent left it
+//!   clock               0600   see [`crate::clock`]
+//!   journal             0600   see [`crate::journal`]
 //!   ledger.<generation> 0600   see [`crate::ledger`]
 //! ```
 //!
@@ -30,6 +32,7 @@ use url::Url;
 
 use crate::{
     files::{FileError, Folder, Found},
+    journal,
     runtime::kube::secret::{Documents, Secret, SecretError},
     tls::Trust,
 };
@@ -251,8 +254,9 @@ impl StateDir {
         }
     }
 
-    /// Forgets key, certificate and tokens. The note of the decommission stays.
+    /// Forgets key, certificate and tokens, and what happened. The note of the decommission stays.
     pub async fn forget(&self) -> Result<(), StateError> {
+        self.folder.remove(journal::FILE)?;
         self.switch([(ENROLLMENT, None), (IDENTITY, None)]).await
     }
 

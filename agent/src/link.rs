@@ -29,10 +29,10 @@ use self::{dial::DialError, renewal::Renewal};
 use crate::{
     backoff::Backoff,
     causes,
-    clock::Wall,
     http_client::HttpError,
     identity::{self, CertificateError, Identity, StateDir, StateError},
     ledger::{self, Ledger},
+    network::Network,
     renew::{self, RenewError},
     report::Reporter,
     tls::{self, TlsError},
@@ -88,8 +88,8 @@ pub struct Link<S = StateDir, L = Ledger> {
     pub facts: Facts,
     /// How often what happens.
     pub timing: Timing,
-    /// The wall clock.
-    pub wall: Wall,
+    /// How to get to the controller, and what time it is.
+    pub network: Network,
     /// Chance.
     pub random: StdRng,
 }
@@ -150,12 +150,18 @@ impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
         let mut backoff = Backoff::new(self.timing.first_retry, self.timing.last_retry, random);
         let mut session = DeviceSession::new(self.holding.clone());
         let mut renewal = Renewal::of(&self.identity, &mut self.random)?;
-        let mut tls = tls::edge(&self.identity)?;
+        let mut tls = tls::edge(&self.identity, &self.network)?;
         let started = time::Instant::now();
+        // Whoever signed our certificate knew what time it was.
+        self.network.clock.not_before(renewal.beginning());
+        if let Some(complaint) = self.network.clock.complaint() {
+            tracing::warn!("{complaint}");
+        }
         loop {
+            self.keep_what_passes();
             let dialed = tokio::select! {
                 () = stop.cancelled() => return Ok(Ended::Stopped),
-                dialed = dial::dial(&self.identity, tls.clone()) => dialed,
+                dialed = dial::dial(&self.network, &self.identity, tls.clone()) => dialed,
             };
             let wait = match dialed {
                 Ok(socket) => {
@@ -181,7 +187,7 @@ impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
                         Closed::Asked(after) => backoff.at_least(after),
                         Closed::Renewed => {
                             renewal = Renewal::of(&self.identity, &mut self.random)?;
-                            tls = tls::edge(&self.identity)?;
+                            tls = tls::edge(&self.identity, &self.network)?;
                             Duration::ZERO
                         }
                         Closed::Broken(why) => {
@@ -194,13 +200,13 @@ impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
                 Err(error) => {
                     if matches!(error, DialError::Http(HttpError::Exchange(..))) {
                         // A resumed session may be refused without a word; a new one is told why.
-                        tls = tls::edge(&self.identity)?;
+                        tls = tls::edge(&self.identity, &self.network)?;
                     }
                     match self.after(error, &renewal, &mut backoff, &stop).await? {
                         Next::Wait(wait) => wait,
                         Next::Afresh => {
                             renewal = Renewal::of(&self.identity, &mut self.random)?;
-                            tls = tls::edge(&self.identity)?;
+                            tls = tls::edge(&self.identity, &self.network)?;
                             backoff.reset();
                             backoff.after_failure()
                         }
@@ -227,14 +233,14 @@ impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
             return Ok(Next::Ended(Ended::Decommissioned { reason }));
         }
         let wait = self.wait_after(&error, backoff);
-        if !renewal.is_overdue(&error, (self.wall)()) {
+        if !renewal.is_overdue(&error, self.network.clock.now()) {
             return Ok(Next::Wait(wait));
         }
         let server = self.identity.server.clone();
         tracing::info!(%server, "the certificate has ended; renewing it");
         let renewed = tokio::select! {
             () = stop.cancelled() => return Ok(Next::Ended(Ended::Stopped)),
-            renewed = renew::renew(&self.identity) => renewed,
+            renewed = renew::renew(&self.network, &self.identity) => renewed,
         };
         let wait = match renewed {
             Ok(identity) => match self.state.keep_identity(&identity).await {
@@ -275,6 +281,13 @@ impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
             }
         };
         Ok(Next::Wait(wait))
+    }
+
+    /// Keeps for the next start what time it is, and what happened that nobody could be told.
+    fn keep_what_passes(&self) {
+        let clock = &self.network.clock;
+        clock.keep();
+        self.reporter.journal().keep(clock.now(), false);
     }
 
     fn wait_after(&self, error: &DialError, backoff: &mut Backoff) -> Duration {

@@ -27,6 +27,7 @@ use url::Url;
 use crate::{
     http_client::{self, Answer, HttpError, retry_after},
     identity::{CertificateError, Chain, DeviceKey, Identity},
+    network::Network,
     tls::{self, TlsError},
 };
 
@@ -63,10 +64,10 @@ pub(crate) enum RenewError {
 }
 
 /// Asks for a certificate for a fresh key, with a proof by the old one.
-pub(crate) async fn renew(identity: &Identity) -> Result<Identity, RenewError> {
-    let tls = tls::renewal(identity)?;
+pub(crate) async fn renew(network: &Network, identity: &Identity) -> Result<Identity, RenewError> {
+    let tls = tls::renewal(identity, network)?;
     let get = request(Method::GET, identity, Bytes::new())?;
-    let challenge: RenewChallenge = parse(&call(identity, tls.clone(), get).await?)?;
+    let challenge: RenewChallenge = parse(&call(network, identity, tls.clone(), get).await?)?;
     let old = DeviceKey::from_pem(&identity.key)?;
     let chain = Chain::verify(&identity.chain, &identity.ca_bundle, None)?;
     let leaf = chain.certificates().first();
@@ -85,7 +86,7 @@ pub(crate) async fn renew(identity: &Identity) -> Result<Identity, RenewError> {
     };
     let body = serde_json::to_vec(&body).unwrap_or_default();
     let post = request(Method::POST, identity, body.into())?;
-    let approved = parse(&call(identity, tls, post).await?)?;
+    let approved = parse(&call(network, identity, tls, post).await?)?;
     renewed(identity, &fresh, approved, challenge.time)
 }
 
@@ -143,13 +144,14 @@ fn request(
 
 /// The body of a success.
 async fn call(
+    network: &Network,
     identity: &Identity,
     tls: Arc<ClientConfig>,
     request: Request<Full<Bytes>>,
 ) -> Result<Bytes, RenewError> {
     let server = &identity.server;
     let exchange = async {
-        let stream = http_client::connect(server, tls).await?;
+        let stream = http_client::connect(network, server, tls).await?;
         http_client::exchange(stream, server, request).await
     };
     match time::timeout(PATIENCE, exchange).await {

@@ -10,7 +10,7 @@ use longshore_protocol::{
 };
 use tokio::sync::watch;
 
-use crate::clock::Wall;
+use crate::{clock::Clock, journal::Journal};
 
 /// The runtime matches what was accepted last.
 pub const APPLIED: &str = "Applied";
@@ -22,6 +22,8 @@ pub const HEALTHY: &str = "Healthy";
 pub const UPDATE_HELD: &str = "UpdateHeld";
 /// What was accepted did not become healthy, and the last good set runs.
 pub const ROLLED_BACK: &str = "RolledBack";
+/// Nobody could be told how the device does; what happened then.
+pub const OFFLINE: &str = "Offline";
 /// The ledger can be read and written.
 pub const LEDGER_WRITABLE: &str = "LedgerWritable";
 
@@ -29,12 +31,13 @@ pub const LEDGER_WRITABLE: &str = "LedgerWritable";
 #[derive(Clone, Debug)]
 pub struct Reporter {
     latest: watch::Sender<StatusReport>,
-    wall: Wall,
+    clock: Clock,
+    journal: Journal,
 }
 
 impl Reporter {
-    /// A report of a device that holds this, or nothing yet.
-    pub fn new(held: Option<Held>, wall: Wall) -> Self {
+    /// A report of a device that holds this, or nothing yet. Conditions are timed by `clock`.
+    pub fn new(held: Option<Held>, clock: impl Into<Clock>) -> Self {
         let nothing = Held {
             generation: Generation::default(),
             digest: ManifestSet::empty().digest(),
@@ -46,13 +49,26 @@ impl Reporter {
         };
         Self {
             latest: watch::Sender::new(first),
-            wall,
+            clock: clock.into(),
+            journal: Journal::default(),
         }
+    }
+
+    /// Writes down in this journal what changes while nobody can be told.
+    #[must_use]
+    pub fn writing_to(mut self, journal: Journal) -> Self {
+        self.journal = journal;
+        self
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// The time by the clock that conditions are timed with.
     pub fn now(&self) -> Timestamp {
-        let now = i64::try_from((self.wall)()).unwrap_or(i64::MAX);
+        let now = i64::try_from(self.clock.now()).unwrap_or(i64::MAX);
         Timestamp::from_millisecond(now).unwrap_or(Timestamp::MAX)
     }
 
@@ -71,19 +87,19 @@ impl Reporter {
 
     /// Something holds.
     pub fn holds(&self, kind: &str, reason: &str, message: impl Into<String>) {
-        let stated = Condition::holds(kind, reason, message, (self.wall)());
+        let stated = Condition::holds(kind, reason, message, self.clock.now());
         self.change(|report| condition::set(&mut report.conditions, stated));
     }
 
     /// Something does not hold.
     pub fn fails(&self, kind: &str, reason: &str, message: impl Into<String>) {
-        let stated = Condition::fails(kind, reason, message, (self.wall)());
+        let stated = Condition::fails(kind, reason, message, self.clock.now());
         self.change(|report| condition::set(&mut report.conditions, stated));
     }
 
     /// Nobody knows yet whether something holds.
     pub fn unknown(&self, kind: &str, reason: &str, message: impl Into<String>) {
-        let stated = Condition::unknown(kind, reason, message, (self.wall)());
+        let stated = Condition::unknown(kind, reason, message, self.clock.now());
         self.change(|report| condition::set(&mut report.conditions, stated));
     }
 
@@ -96,6 +112,9 @@ impl Reporter {
         self.latest.send_if_modified(|report| {
             let before = report.clone();
             change(report);
+            let (generation, now) = (report.held.generation, self.clock.now());
+            self.journal
+                .note(generation, &before.conditions, &report.conditions, now);
             *report != before
         });
     }

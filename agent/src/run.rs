@@ -20,18 +20,22 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     backoff::Backoff,
-    clock,
+    clock::Clock,
     config::{ConfigError, Settings},
     enroll::{self, Application, EnrollError},
     facts,
     files::FileError,
     identity::{Identity, StateDir, StateError},
+    journal::Journal,
     ledger::Ledger,
     link::{self, Ended, Link, LinkError},
-    logs, reconcile,
+    logs,
+    network::Network,
+    reconcile,
     reconcile::Reconciler,
     report::{LEDGER_WRITABLE, Reporter},
     runtime::{self, ApplyError, Runtime},
+    tls::Trust,
     update::Updates,
 };
 
@@ -93,12 +97,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     }
     let state = Arc::new(state);
     let ledger = Arc::new(Ledger::new(state.folder()?));
+    let network = network(&settings, &state)?;
     if decommission::was_begun(&state)? {
         return decommission::finish(&state, &ledger, runtime_of(&settings, &state)?).await;
     }
     let identity = match state.identity()? {
         Some(identity) => identity,
-        None => match join(&settings, &state, &ledger, &stop).await? {
+        None => match join(&settings, &state, &ledger, &network, &stop).await? {
             Some(identity) => identity,
             None => return Ok(()),
         },
@@ -107,13 +112,35 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     let runtime = runtime::of(settings.runtime, (&identity).into());
     let token = identity.token;
     let updates = Updates::new(settings.updates, ledger.record());
-    match work(&state, &ledger, identity, runtime, updates, &stop).await? {
+    match work(&state, &ledger, network, identity, runtime, updates, &stop).await? {
         (Ended::Stopped, _) => Ok(()),
         (Ended::Decommissioned { reason }, runtime) => {
             decommission::begin(&state, reason, token).await?;
             decommission::finish(&state, &ledger, Some(runtime)).await
         }
     }
+}
+
+/// How to get to the controller.
+fn network(settings: &Settings, state: &StateDir) -> Result<Network, RunError> {
+    let network = Network {
+        clock: Clock::kept_in(state.folder()?),
+        proxies: Arc::new(settings.proxies.clone()),
+        roots: match &settings.trust {
+            Some(Trust::Bundle(pem)) => Some(pem.as_str().into()),
+            _ => None,
+        },
+    };
+    if let Some(complaint) = network.clock.complaint() {
+        tracing::warn!("{complaint}");
+    }
+    if let Some(complaint) = network.proxies.complaint() {
+        tracing::warn!("no proxy is used: {complaint}");
+    }
+    if let Some(proxy) = network.proxies.shown() {
+        tracing::info!(proxy, "going through a proxy");
+    }
+    Ok(network)
 }
 
 /// The runtime of an enrolled device.
@@ -128,6 +155,7 @@ async fn join(
     settings: &Settings,
     state: &StateDir,
     ledger: &Ledger,
+    network: &Network,
     stop: &CancellationToken,
 ) -> Result<Option<Identity>, RunError> {
     let missing = ConfigError::Missing;
@@ -148,6 +176,7 @@ async fn join(
         token,
         name: settings.name.clone().ok_or(missing("--name"))?,
         facts: facts::gather(),
+        network: network.clone(),
     };
     let timing = link::Timing::default();
     let backoff = Backoff::new(timing.first_retry, timing.last_retry, rand::make_rng());
@@ -171,6 +200,7 @@ async fn join(
 async fn work(
     state: &Arc<StateDir>,
     ledger: &Arc<Ledger>,
+    network: Network,
     identity: Identity,
     runtime: Box<dyn Runtime>,
     updates: Updates,
@@ -180,7 +210,8 @@ async fn work(
     let holding = loaded.current;
     let held = holding.as_ref().map(|holding| holding.held());
     tracing::info!(device = %identity.device_id, name = %identity.name, generation = held.map(|held| held.generation.number()), "the agent runs");
-    let reporter = Reporter::new(held, clock::system);
+    let reporter =
+        Reporter::new(held, network.clock.clone()).writing_to(Journal::kept_in(state.folder()?));
     for (name, wrong) in &loaded.set_aside {
         tracing::error!(name, wrong, "the ledger is damaged; set aside");
         let message = format!("{wrong}; kept as {name}");
@@ -200,7 +231,11 @@ async fn work(
         backoff(),
     )
     .carefully(updates, ledger.clone());
-    let link = link_of(state, ledger, identity, holding, target, reporter, name);
+    let (clock, journal) = (network.clock.clone(), reporter.journal().clone());
+    let link = Link {
+        network,
+        ..link_of(state, ledger, identity, holding, target, reporter, name)
+    };
     // The link ends first and the reconciler after it, so that either one's ending on its own is noticed.
     let (link_stops, reconciler_stops) = (stop.child_token(), CancellationToken::new());
     let mut reconciling = tracker.spawn(reconciler.run(reconciler_stops.clone()));
@@ -217,6 +252,7 @@ async fn work(
         .await
         .map_err(|_panic| RunError::Task("reconcile"))?;
     tracker.wait().await;
+    journal.keep(clock.now(), true);
     Ok((ended, runtime))
 }
 
@@ -245,7 +281,7 @@ fn link_of(
         runtime,
         facts: facts::gather(),
         timing: link::Timing::default(),
-        wall: clock::system,
+        network: Network::default(),
         random: rand::make_rng::<StdRng>(),
     }
 }

@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-use crate::tls::Trust;
+use crate::{network::Network, tls::Trust};
 
 pub use board::{Applied, Board, Totals};
 pub use roster::{Roster, RosterError};
@@ -112,6 +112,7 @@ impl Simulation {
         let application = Arc::new(device::Fleet {
             server,
             trust,
+            network: Network::default(),
             token,
             roster: Arc::new(roster),
             board: board.clone(),

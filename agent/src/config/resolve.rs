@@ -19,8 +19,9 @@ use super::{
 use crate::{
     facts,
     logs::Format,
+    network::proxy::{InvalidProxy, NONE, Proxies},
     runtime::command::CommandSettings,
-    tls::Trust,
+    tls::{self, TlsError, Trust},
     update::{Policy, hooks::Hooks, window::InvalidWindow},
 };
 
@@ -43,6 +44,12 @@ pub enum ConfigError {
         "--server must be https://host[:port], not `{0}`: a device tells its token to nobody whom it cannot verify"
     )]
     Server(Url),
+    /// A proxy that is none.
+    #[error(transparent)]
+    Proxy(#[from] InvalidProxy),
+    /// A file of root certificates that is of no use.
+    #[error("--ca {0} cannot be used: {1}")]
+    Roots(PathBuf, TlsError),
     /// Two settings say the same thing.
     #[error("give either {0} or {1}, not both")]
     Both(&'static str, &'static str),
@@ -83,6 +90,10 @@ struct Shown<'a> {
     ca_fingerprint: Option<Digest>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ca: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_proxy: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,7 +136,7 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
     let trust = match (given.ca_fingerprint, &given.ca) {
         (Some(_), Some(_)) => return Err(ConfigError::Both("--ca-fingerprint", "--ca")),
         (Some(pin), None) => Some(Trust::Fingerprint(pin)),
-        (None, Some(path)) => Some(Trust::Bundle(read(path)?)),
+        (None, Some(path)) => Some(Trust::Bundle(bundle(path)?)),
         (None, None) => None,
     };
     let token = match (&given.token, &given.token_file) {
@@ -157,10 +168,13 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
     let name = given.name.clone().or_else(facts::host_name);
     let runtime = given.runtime.unwrap_or_default();
     let updates = given.updates()?;
+    let proxies = given.proxies(|name| std::env::var(name).ok())?;
     let shown = Shown {
         server: given.server.as_ref(),
         ca_fingerprint: given.ca_fingerprint,
         ca: given.ca.as_deref(),
+        proxy: proxies.shown(),
+        no_proxy: given.no_proxy.as_deref(),
         token: given.token.as_ref().map(|_| "(redacted)"),
         token_file: given.token_file.as_deref(),
         name: name.as_ref(),
@@ -217,6 +231,7 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
         updates,
         server: given.server,
         trust,
+        proxies,
         token,
         name,
         log: targets,
@@ -238,6 +253,8 @@ impl Given {
                 .ca_fingerprint
                 .or(below.ca_fingerprint.filter(|_| !trusts)),
             ca: self.ca.or(below.ca.filter(|_| !trusts)),
+            proxy: self.proxy.or(below.proxy),
+            no_proxy: self.no_proxy.or(below.no_proxy),
             token: self.token.or(below.token.filter(|_| !has_token)),
             token_file: self.token_file.or(below.token_file.filter(|_| !has_token)),
             name: self.name.or(below.name),
@@ -284,6 +301,36 @@ impl Given {
         })
     }
 
+    /// The proxy of the settings, or of the environment. A variable of the environment may be meant for others: where
+    /// it is of no use here, there is no proxy.
+    fn proxies(
+        &self,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Proxies, ConfigError> {
+        let environment = |names: &[&'static str]| {
+            let mut set = names
+                .iter()
+                .filter_map(|name| Some((*name, environment(name)?)));
+            set.find(|(_, value)| !value.trim().is_empty())
+        };
+        let no_proxy = match &self.no_proxy {
+            Some(list) => Some(list.clone()),
+            None => environment(&["no_proxy", "NO_PROXY"]).map(|(_, list)| list),
+        };
+        let no_proxy = no_proxy.unwrap_or_default();
+        if let Some(url) = &self.proxy {
+            return match url.expose_secret().trim() {
+                NONE => Ok(Proxies::default()),
+                url => Ok(Proxies::new(url.into(), "--proxy", &no_proxy)?),
+            };
+        }
+        let found = environment(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]);
+        Ok(found.map_or_else(Proxies::default, |(name, url)| {
+            Proxies::new(url.trim().into(), name, &no_proxy)
+                .unwrap_or_else(|why| Proxies::passed_over(&why))
+        }))
+    }
+
     fn progress_deadline(&self) -> &str {
         self.progress_deadline.as_deref().unwrap_or("10m")
     }
@@ -317,6 +364,13 @@ fn file(named: Option<&Path>) -> Result<Given, ConfigError> {
     }
     let text = read(path)?;
     toml::from_str(&text).map_err(|error| ConfigError::Toml(path.to_owned(), Box::new(error)))
+}
+
+/// Root certificates, one or several.
+fn bundle(path: &Path) -> Result<String, ConfigError> {
+    let pem = read(path)?;
+    tls::count_roots(&pem).map_err(|error| ConfigError::Roots(path.to_owned(), error))?;
+    Ok(pem)
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
@@ -377,6 +431,74 @@ mod tests {
             "{shown}"
         );
         toml::from_str::<Given>(&shown).unwrap();
+    }
+
+    fn given(args: &[&str]) -> Given {
+        Cli::parse_from(["longshore-agent"].iter().chain(args)).given
+    }
+
+    #[test]
+    fn a_proxy_is_the_settings_before_the_environments() {
+        let environment = |name: &str| match name {
+            "HTTPS_PROXY" => Some("http://e:secret@environment:1".to_owned()),
+            "all_proxy" => Some("http://all:1".to_owned()),
+            _ => None,
+        };
+        let shown = |args: &[&str]| given(args).proxies(environment).unwrap().shown();
+        assert_eq!(shown(&[]).unwrap(), "http://(redacted)@environment:1");
+        assert_eq!(shown(&["--proxy", "https://own"]).unwrap(), "https://own");
+        assert_eq!(shown(&["--proxy", "none"]), None);
+        assert_eq!(given(&[]).proxies(|_| None).unwrap().shown(), None);
+        let useless = |name: &str| (name == "ALL_PROXY").then(|| "socks5://x:1".to_owned());
+        let proxies = given(&[]).proxies(useless).unwrap();
+        assert_eq!(proxies.shown(), None);
+        let complaint = proxies.complaint().unwrap();
+        assert!(
+            complaint.contains("ALL_PROXY") && complaint.contains("socks5"),
+            "{complaint}"
+        );
+        let Task::Print(shown) = parse(&["config", "--proxy", "http://u:secret@p:1"]).unwrap()
+        else {
+            panic!()
+        };
+        assert!(!shown.contains("secret"), "{shown}");
+        toml::from_str::<Given>(&shown).unwrap();
+    }
+
+    #[test]
+    fn a_bundle_may_hold_several_roots_and_must_hold_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = |name: &str| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+            params.self_signed(&key).unwrap().pem()
+        };
+        let file = dir.path().join("roots.pem");
+        let resolve = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            parse(&["--ca", file.to_str().unwrap()])
+        };
+        let Task::Run(settings) =
+            resolve(&format!("# ours\n{}\n{}", root("a"), root("b"))).unwrap()
+        else {
+            panic!()
+        };
+        let Some(Trust::Bundle(pem)) = settings.trust else {
+            panic!()
+        };
+        assert_eq!(tls::count_roots(&pem).unwrap(), 2);
+        let cut = root("a").replace("-----END", "-----");
+        let noise = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let cases = [
+            ("", "holds no certificate"),
+            ("not PEM", "holds no certificate"),
+            (&cut, "roots.pem cannot be used"),
+            (noise, "roots.pem cannot be used"),
+        ];
+        for (text, expected) in cases {
+            let error = resolve(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
     }
 
     #[test]
@@ -465,7 +587,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("agent.toml");
         std::fs::write(&file, "sever = 'x'").unwrap();
-        let cases: [(&[&str], &str); 6] = [
+        let cases: [(&[&str], &str); 7] = [
+            (&["--proxy", "socks4://p"], "only http:// and https://"),
             (&["--update-window", "at night"], "is no update window"),
             (&["--progress-deadline", "soon"], "`soon` is no time"),
             (&["--server", "http://a"], "--server must be https"),

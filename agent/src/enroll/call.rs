@@ -14,7 +14,10 @@ use serde::de::DeserializeOwned;
 use tokio::time;
 use url::Url;
 
-use crate::http_client::{self, Answer, HttpError, retry_after};
+use crate::{
+    http_client::{self, Answer, HttpError, retry_after},
+    network::Network,
+};
 
 /// For a call, beside what the controller may hold it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,10 +32,12 @@ pub(super) enum Verdict {
     Refused(u16, Problem),
     /// Come back later, perhaps after this long.
     Later(u16, Option<Duration>),
-    Nonsense(String),
+    /// No answer that a controller gives.
+    Foreign(String),
 }
 
 pub(super) async fn call(
+    network: &Network,
     server: &Url,
     tls: Arc<ClientConfig>,
     token: &SecretString,
@@ -51,13 +56,13 @@ pub(super) async fn call(
         .body(Full::new(Bytes::from(body)))
         .map_err(|_invalid| HttpError::Address(server.to_string()))?;
     let exchange = async {
-        let stream = http_client::connect(server, tls).await?;
+        let stream = http_client::connect(network, server, tls).await?;
         http_client::exchange(stream, server, http).await
     };
     let patience = PATIENCE + Duration::from_secs(request.wait);
     match time::timeout(patience, exchange).await {
         Ok(Ok(Answer::Plain(response))) => Ok(read(&response)),
-        Ok(Ok(Answer::Switched(..))) => Ok(Verdict::Nonsense("it switched protocols".to_owned())),
+        Ok(Ok(Answer::Switched(..))) => Ok(Verdict::Foreign("it switched protocols".to_owned())),
         Ok(Err(error)) => Err(error),
         Err(_elapsed) => Err(HttpError::Timeout(server.to_string())),
     }
@@ -66,39 +71,42 @@ pub(super) async fn call(
 fn read(response: &Response<Bytes>) -> Verdict {
     let status = response.status().as_u16();
     let body = response.body();
-    match status {
-        200 => parse(body, |approved| Verdict::Approved(Box::new(approved))),
-        202 => parse(body, Verdict::Pending),
-        403 => parse(body, Verdict::Rejected),
-        404 if is_token_not_found(body) => Verdict::TokenNotFound,
-        404 => Verdict::Refused(
-            status,
-            Problem {
-                detail: "nothing answers there: is --server the address of a Longshore controller?"
-                    .to_owned(),
-                ..Problem::default()
-            },
-        ),
-        429 | 500..=599 => Verdict::Later(status, retry_after(response)),
-        _ => Verdict::Refused(
-            status,
-            serde_json::from_slice(body).unwrap_or_else(|_| Problem {
-                title: response
-                    .status()
-                    .canonical_reason()
-                    .unwrap_or("for no known reason")
-                    .to_owned(),
-                ..Problem::default()
-            }),
-        ),
-    }
+    let verdict = match status {
+        200 => parse(body).map(|approved| Verdict::Approved(Box::new(approved))),
+        202 => parse(body).map(Verdict::Pending),
+        403 => parse(body)
+            .filter(|it: &EnrollRejected| ["rejected", "decommissioned"].contains(&&*it.status))
+            .map(Verdict::Rejected),
+        404 if is_token_not_found(body) => Some(Verdict::TokenNotFound),
+        429 | 500..=599 => Some(Verdict::Later(status, retry_after(response))),
+        400..=499 => parse(body)
+            .filter(|problem: &Problem| !problem.title.is_empty())
+            .map(|problem| Verdict::Refused(status, problem)),
+        _ => None,
+    };
+    verdict.unwrap_or_else(|| Verdict::Foreign(outline(response)))
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8], verdict: impl FnOnce(T) -> Verdict) -> Verdict {
-    match serde_json::from_slice(body) {
-        Ok(value) => verdict(value),
-        Err(error) => Verdict::Nonsense(error.to_string()),
+/// What the body holds, where that is what it should be.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+    serde_json::from_slice(body).ok()
+}
+
+/// An answer in a few words: it may be a page of somebody else's.
+fn outline(response: &Response<Bytes>) -> String {
+    let text = |name| {
+        let value = response.headers().get(name)?;
+        let text: String = value.to_str().ok()?.chars().take(100).collect();
+        Some(text)
+    };
+    let mut outline = response.status().to_string();
+    if let Some(kind) = text(header::CONTENT_TYPE) {
+        outline.push_str(&format!(", {kind}"));
     }
+    if let Some(location) = text(header::LOCATION) {
+        outline.push_str(&format!(", to {location}"));
+    }
+    outline
 }
 
 fn is_token_not_found(body: &[u8]) -> bool {

@@ -22,8 +22,9 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    http_client::{self, Answer, HttpError, retry_after},
+    http_client::{self, Answer, HttpError, IN_BETWEEN, retry_after},
     identity::Identity,
+    network::Network,
 };
 
 /// For all of it.
@@ -49,17 +50,25 @@ pub(crate) enum DialError {
     #[error("the controller answers {0}")]
     Later(StatusCode, Option<Duration>),
     /// Whoever answers does not speak the protocol.
-    #[error("the edge endpoint does not speak {SUBPROTOCOL}: {0}")]
+    #[error("the edge endpoint does not speak {SUBPROTOCOL} ({0}): {IN_BETWEEN}")]
     Protocol(String),
 }
 
-pub(crate) async fn dial(identity: &Identity, tls: Arc<ClientConfig>) -> Result<Socket, DialError> {
-    time::timeout(PATIENCE, open(identity, tls))
+pub(crate) async fn dial(
+    network: &Network,
+    identity: &Identity,
+    tls: Arc<ClientConfig>,
+) -> Result<Socket, DialError> {
+    time::timeout(PATIENCE, open(network, identity, tls))
         .await
         .map_err(|_elapsed| HttpError::Timeout(identity.edge_url.to_string()))?
 }
 
-async fn open(identity: &Identity, tls: Arc<ClientConfig>) -> Result<Socket, DialError> {
+async fn open(
+    network: &Network,
+    identity: &Identity,
+    tls: Arc<ClientConfig>,
+) -> Result<Socket, DialError> {
     let url = &identity.edge_url;
     let key = generate_key();
     let token = identity.device_token.expose_secret();
@@ -73,7 +82,7 @@ async fn open(identity: &Identity, tls: Arc<ClientConfig>) -> Result<Socket, Dia
         .header(header::AUTHORIZATION, format!("Bearer {token}"))
         .body(Full::new(Bytes::new()))
         .map_err(|_invalid| HttpError::Address(url.to_string()))?;
-    let stream = http_client::connect(url, tls).await?;
+    let stream = http_client::connect(network, url, tls).await?;
     match http_client::exchange(stream, url, request).await? {
         Answer::Switched(headers, stream) => {
             check(&headers, &key)?;
@@ -111,32 +120,30 @@ fn check(headers: &HeaderMap, key: &str) -> Result<(), DialError> {
     Ok(())
 }
 
+/// What the answer means. Only one of the controller's own shape is about this device.
 fn refusal(response: &Response<Bytes>) -> DialError {
     let status = response.status();
     let body = response.body();
-    let detail = || {
-        serde_json::from_slice::<Problem>(body)
-            .ok()
-            .map(|problem| {
-                if problem.detail.is_empty() {
-                    problem.title
-                } else {
-                    problem.detail
-                }
-            })
-            .filter(|detail| !detail.is_empty())
-            .unwrap_or_else(|| status.to_string())
-    };
     match status.as_u16() {
-        403 => match serde_json::from_slice::<EnrollRejected>(body) {
-            Ok(rejected) if rejected.status == "decommissioned" => {
+        401 | 403 => match serde_json::from_slice::<EnrollRejected>(body) {
+            Ok(rejected)
+                if status == StatusCode::FORBIDDEN && rejected.status == "decommissioned" =>
+            {
                 DialError::Decommissioned(rejected.reason)
             }
             Ok(rejected) => DialError::CredentialsRefused(rejected.reason),
-            Err(_) => DialError::CredentialsRefused(detail()),
+            Err(_) => problem(body).map_or_else(
+                || DialError::Protocol(status.to_string()),
+                DialError::CredentialsRefused,
+            ),
         },
-        401 => DialError::CredentialsRefused(detail()),
         429 | 500..=599 => DialError::Later(status, retry_after(response)),
-        _ => DialError::Protocol(detail()),
+        _ => DialError::Protocol(problem(body).unwrap_or_else(|| status.to_string())),
     }
+}
+
+fn problem(body: &[u8]) -> Option<String> {
+    let Problem { title, detail, .. } = serde_json::from_slice(body).ok()?;
+    let detail = if detail.is_empty() { title } else { detail };
+    (!detail.is_empty()).then_some(detail)
 }

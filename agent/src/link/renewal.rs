@@ -16,6 +16,7 @@ use super::{LinkError, dial::DialError};
 /// When to renew, in milliseconds since the Unix epoch by the controller's clock.
 #[derive(Debug)]
 pub(super) struct Renewal {
+    beginning: u64,
     due: u64,
     /// When the certificate ends.
     ends: u64,
@@ -35,6 +36,7 @@ impl Renewal {
         let earliest = from + life / 3 * 2 - jitter;
         let due = random.random_range(earliest..=earliest + 2 * jitter);
         Self {
+            beginning: from,
             due,
             ends: to,
             again: (life / 20).clamp(1000, 3_600_000),
@@ -50,6 +52,11 @@ impl Renewal {
             DialError::Http(HttpError::Exchange(..) | HttpError::Tls(..)) => now > self.ends,
             _ => false,
         }
+    }
+
+    /// When the present certificate began, by the controller's clock.
+    pub(super) fn beginning(&self) -> u64 {
+        self.beginning
     }
 
     /// The request to make now, if it is time.

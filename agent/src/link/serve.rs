@@ -15,8 +15,11 @@ use tokio::time::{self, Instant, Interval, MissedTickBehavior};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 use tokio_util::sync::CancellationToken;
 
-use super::{Closed, Link, LinkError, dial::Socket, renewal::Renewal};
-use crate::{identity, ledger, report::LEDGER_WRITABLE};
+use super::{Closed, Link, LinkError, STABLE, dial::Socket, renewal::Renewal};
+use crate::{
+    identity, ledger,
+    report::{LEDGER_WRITABLE, OFFLINE},
+};
 
 /// Before the controller says how often to ping.
 const FIRST_HEARTBEAT: Duration = Duration::from_secs(8);
@@ -29,10 +32,10 @@ struct Served<'a, S, L> {
     renewal: &'a mut Renewal,
     /// The zero of the session's clock, the same for all connections.
     started: Instant,
+    /// When this connection began.
+    since: Instant,
     heard: Instant,
     heartbeat: Interval,
-    /// How far the controller's clock is ahead of ours, in milliseconds.
-    ahead: i64,
 }
 
 /// Serves the connection until it ends. It is closed when this returns.
@@ -52,12 +55,16 @@ pub(super) async fn serve<S: identity::Keep, L: ledger::Keep>(
         session,
         renewal,
         started,
+        since: now,
         heard: now,
         heartbeat,
-        ahead: 0,
     };
     let closed = served.run(stop).await;
     served.link.connected.send_replace(false);
+    let Link {
+        reporter, network, ..
+    } = &*served.link;
+    reporter.journal().disconnected(network.clock.now());
     served.session.handle(Event::Disconnected, served.now());
     // Whether the goodbye arrives does not matter.
     drop(time::timeout(GOODBYE, served.socket.close(None)).await);
@@ -110,11 +117,6 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The wall clock, corrected by what the controller said.
-    fn wall(&self) -> u64 {
-        (self.link.wall)().saturating_add_signed(self.ahead)
-    }
-
     async fn receive(
         &mut self,
         frame: Option<Result<Message, tokio_tungstenite::tungstenite::Error>>,
@@ -146,7 +148,12 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
 
     async fn tick(&mut self) -> Result<Option<Closed>, LinkError> {
         if self.session.is_open() {
-            let now = self.wall();
+            if self.since.elapsed() >= STABLE {
+                self.link.reporter.journal().delivered();
+            }
+            let clock = &self.link.network.clock;
+            clock.keep();
+            let now = clock.now();
             if let Some(csr) = self.renewal.request(&self.link.identity, now)? {
                 tracing::info!("asking for a new certificate");
                 if let Some(closed) = self.handle(Event::Renew(csr)).await? {
@@ -182,17 +189,23 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
                     let every = Duration::from_millis(heartbeat_ms.clamp(50, 300_000));
                     self.heartbeat = interval(every);
                     self.link.connected.send_replace(true);
-                    let ours = (self.link.wall)();
-                    self.ahead = server_time_ms.checked_signed_diff(ours).unwrap_or_default();
-                    if self.ahead.unsigned_abs() > 60_000 {
+                    let clock = &self.link.network.clock;
+                    clock.told(server_time_ms);
+                    clock.keep();
+                    let told = self.link.reporter.journal().connected(clock.now());
+                    if let Some(told) = told {
+                        self.link.reporter.fails(OFFLINE, "Back", told);
+                    }
+                    let ahead = server_time_ms.checked_signed_diff(clock.system());
+                    if ahead.is_none_or(|ahead| ahead.unsigned_abs() > 60_000) {
                         tracing::warn!(
-                            ahead_ms = self.ahead,
-                            "the controller's clock and this device's differ"
+                            ahead_ms = ahead,
+                            "the controller's clock and this device's differ: set the clock, or start NTP"
                         );
                     }
                 }
                 Effect::Certificate(answer) => {
-                    let now = self.wall();
+                    let now = self.link.network.clock.now();
                     let Link {
                         state, identity, ..
                     } = &*self.link;
@@ -223,6 +236,7 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
         let stored = self.link.ledger.clone().keep(holding.clone()).await;
         match &stored {
             Ok(()) => {
+                self.link.network.clock.keep();
                 tracing::info!(generation = %holding.generation(), revision = holding.revision(), objects = holding.set().len(), "accepted");
                 self.link.reporter.holds(LEDGER_WRITABLE, "Written", "");
             }

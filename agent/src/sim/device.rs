@@ -19,6 +19,7 @@ use crate::{
     enroll::{self, Application, EnrollError},
     identity::Identity,
     link::{self, Ended, Link, LinkError},
+    network::Network,
     reconcile::{self, Reconciler},
     report::{LEDGER_WRITABLE, Reporter},
     tls::Trust,
@@ -34,6 +35,7 @@ const TICK: Duration = Duration::from_secs(30);
 pub(super) struct Fleet {
     pub server: Url,
     pub trust: Trust,
+    pub network: Network,
     pub token: SecretString,
     pub roster: Arc<Roster>,
     pub board: Arc<Board>,
@@ -172,6 +174,7 @@ impl Device {
             token: fleet.token.clone(),
             name: name.clone(),
             facts: facts(),
+            network: fleet.network.clone(),
         };
         enroll::enroll(memory, &application, |_, _| {}, self.backoff(), stop).await
     }
@@ -233,7 +236,7 @@ impl Device {
                 tick: TICK,
                 ..link::Timing::default()
             },
-            wall: clock::system,
+            network: self.fleet.network.clone(),
             random: self.fork(),
         }
     }

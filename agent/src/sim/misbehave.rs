@@ -17,6 +17,7 @@ use crate::{
     causes,
     identity::Identity,
     link::dial::{self, Socket},
+    network::Network,
     tls::{self, TlsError},
 };
 
@@ -72,12 +73,13 @@ pub async fn misbehave(
     seed: u64,
     stop: &CancellationToken,
 ) -> Result<Tally, TlsError> {
-    let tls = tls::edge(identity)?;
+    let network = Network::default();
+    let tls = tls::edge(identity, &network)?;
     let mut random = StdRng::seed_from_u64(seed);
     let mut tally = Tally::default();
     let endless = async {
         loop {
-            match dial::dial(identity, tls.clone()).await {
+            match dial::dial(&network, identity, tls.clone()).await {
                 Ok(socket) => {
                     tally.connections += 1;
                     // It ends when the controller has had enough.

@@ -62,6 +62,8 @@ pub struct Behavior {
     pub cut_after: Option<usize>,
     /// Whether `Hello` is left unanswered, and pings too.
     pub silent: bool,
+    /// The name in its certificate, where that is not its address.
+    pub name: Option<&'static str>,
     /// How long certificates live that renewals get.
     pub life: Option<Life>,
 }
@@ -91,12 +93,23 @@ impl Edge {
         heartbeat_ms: u64,
         behavior: Behavior,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1", pki, device, heartbeat_ms, behavior).await
+    }
+
+    /// At another address of this machine.
+    pub async fn start_at(
+        address: &str,
+        pki: Arc<Pki>,
+        device: DeviceId,
+        heartbeat_ms: u64,
+        behavior: Behavior,
+    ) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
         let url = format!("wss://{}/v1/edge", listener.local_addr().unwrap())
             .parse()
             .unwrap();
         let (seen, watching) = watch::channel(Seen::default());
-        let acceptor = TlsAcceptor::from(Arc::new(pki.edge()));
+        let acceptor = TlsAcceptor::from(Arc::new(pki.edge(behavior.name.unwrap_or(address))));
         let world = Arc::new(World {
             pki,
             device,

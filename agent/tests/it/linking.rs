@@ -7,10 +7,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use futures_util::FutureExt as _;
 use longshore_agent::{
     backoff::Backoff,
-    clock::{self, Wall},
     identity::{DeviceKey, Identity, Keep as _, StateDir},
     ledger::Ledger,
     link::{Ended, Link, LinkError, Timing},
+    network::Network,
     reconcile::{self, Reconciler},
     report::Reporter,
     runtime::directory::Directory,
@@ -60,8 +60,8 @@ pub fn identity(pki: &Pki, edge: &Edge, life: Life) -> Identity {
 }
 
 /// Link and reconciler of one device, wired as `run` wires them, with short waits.
-struct Agent {
-    dir: tempfile::TempDir,
+pub struct Agent {
+    pub dir: tempfile::TempDir,
     ledger: Arc<Ledger>,
     stop: CancellationToken,
     linking: JoinHandle<Result<Ended, LinkError>>,
@@ -69,14 +69,14 @@ struct Agent {
 
 impl Agent {
     fn start(dir: tempfile::TempDir, identity: Identity, last_retry: Duration) -> Self {
-        Self::start_at(dir, identity, last_retry, clock::system)
+        Self::start_in(Network::default(), dir, identity, last_retry)
     }
 
-    fn start_at(
+    pub fn start_in(
+        network: Network,
         dir: tempfile::TempDir,
         identity: Identity,
         last_retry: Duration,
-        wall: Wall,
     ) -> Self {
         let state = Arc::new(StateDir::open(&dir.path().join("state")).unwrap());
         // A directory waits for nothing.
@@ -84,7 +84,7 @@ impl Agent {
         kept.unwrap().unwrap();
         let ledger = Arc::new(Ledger::new(state.folder().unwrap()));
         let held = ledger.load().unwrap().current;
-        let reporter = Reporter::new(held.as_ref().map(|held| held.held()), clock::system);
+        let reporter = Reporter::new(held.as_ref().map(|held| held.held()), network.clock.clone());
         let target = watch::Sender::new(held.clone());
         let random = || StdRng::seed_from_u64(7);
         let stop = CancellationToken::new();
@@ -118,7 +118,7 @@ impl Agent {
             runtime: "directory",
             facts: [("arch".to_owned(), "arm64".to_owned())].into(),
             timing,
-            wall,
+            network,
             random: random(),
         };
         tokio::spawn(reconciler.run(stop.clone()));
@@ -131,7 +131,7 @@ impl Agent {
         }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join("out").join(name)
     }
 
@@ -144,7 +144,7 @@ impl Agent {
         (self.dir, ended)
     }
 
-    async fn stop(self) -> tempfile::TempDir {
+    pub async fn stop(self) -> tempfile::TempDir {
         self.stop.cancel();
         let (dir, ended) = self.ended().await;
         assert_eq!(ended, Ended::Stopped);
@@ -152,7 +152,7 @@ impl Agent {
     }
 }
 
-const SHORT: Duration = Duration::from_millis(50);
+pub const SHORT: Duration = Duration::from_millis(50);
 
 async fn started(heartbeat_ms: u64, behavior: Behavior, life: Life) -> (Arc<Pki>, Edge, Agent) {
     let pki = Arc::new(Pki::new());

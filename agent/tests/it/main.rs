@@ -14,11 +14,15 @@ mod edge;
 mod enrolling;
 mod kustomize;
 mod linking;
+mod namespaces;
+mod offline;
 mod pki;
 mod podman;
 mod process;
+mod proxy;
 mod public;
 mod reconciling;
+mod relay;
 mod updating;
 
 use std::time::Duration;

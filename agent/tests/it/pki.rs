@@ -127,14 +127,14 @@ impl Pki {
     }
 
     /// Mutual TLS, as the edge listener has it.
-    pub fn edge(&self) -> ServerConfig {
+    pub fn edge(&self, name: &str) -> ServerConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .build()
             .unwrap();
-        let (chain, key) = self.server("127.0.0.1", Life::USUAL);
+        let (chain, key) = self.server(name, Life::USUAL);
         server_config()
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, key)

@@ -29,23 +29,23 @@ use crate::{
 const BINARY: &str = env!("CARGO_BIN_EXE_longshore-agent");
 
 /// One device: where it keeps its things.
-struct Device(tempfile::TempDir);
+pub struct Device(tempfile::TempDir);
 
 impl Device {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn state(&self) -> PathBuf {
+    pub fn state(&self) -> PathBuf {
         self.0.path().join("state")
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.state().join("manifests").join(name)
     }
 
     /// A command with only the state directory set.
-    fn command(&self, before: &[&str]) -> Command {
+    pub fn command(&self, before: &[&str]) -> Command {
         let mut words = before.to_vec();
         words.push(BINARY);
         let mut command = Command::new(words[0]);
@@ -64,7 +64,7 @@ impl Device {
     }
 
     /// The command that `longshore tokens create` prints.
-    fn join(&self, server: &Public, pki: &Pki, token: &str) -> Command {
+    pub fn join(&self, server: &Public, pki: &Pki, token: &str) -> Command {
         let mut command = self.command(&[]);
         command.args(["--server", server.url.as_str(), "--name", "till"]);
         command.args([
@@ -77,7 +77,7 @@ impl Device {
     }
 }
 
-async fn ended(child: Child) -> (i32, String) {
+pub async fn ended(child: Child) -> (i32, String) {
     let output: Output = time::timeout(DEADLINE, child.wait_with_output())
         .await
         .unwrap()
@@ -90,13 +90,13 @@ async fn run(mut command: Command) -> (i32, String) {
     ended(command.spawn().unwrap()).await
 }
 
-fn signal(child: &Child, signal: Signal) {
+pub fn signal(child: &Child, signal: Signal) {
     let pid = Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
     kill_process(pid, signal).unwrap();
 }
 
 /// An enrollment endpoint that approves at the second call, and an edge behind it.
-async fn controller(pki: &Arc<Pki>) -> (Public, Edge) {
+pub async fn controller(pki: &Arc<Pki>) -> (Public, Edge) {
     let edge = Edge::start(pki.clone(), id(), 10_000, Behavior::default()).await;
     let (issuer, url) = (pki.clone(), edge.url.to_string());
     let script = vec![
@@ -162,8 +162,8 @@ async fn a_devices_life() {
     assert!(!manifest.exists() && !device.state().join("identity.json").exists());
     let left = std::fs::read_dir(device.state()).unwrap().count();
     assert_eq!(
-        left, 3,
-        "the lock, the note and the empty manifests directory"
+        left, 4,
+        "the lock, the note, the time and the empty manifests directory"
     );
 
     // Neither without a token nor with the old one does it come back; with a new one it does.

@@ -35,7 +35,12 @@ pub struct Public {
 
 /// Serves one answer after the other, and then none.
 pub async fn serve(config: ServerConfig, answers: Vec<Answer>) -> Public {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    serve_at("127.0.0.1", config, answers).await
+}
+
+/// The same at another address of this machine.
+pub async fn serve_at(address: &str, config: ServerConfig, answers: Vec<Answer>) -> Public {
+    let listener = TcpListener::bind((address, 0)).await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap())
         .parse()
         .unwrap();
@@ -45,13 +50,17 @@ pub async fn serve(config: ServerConfig, answers: Vec<Answer>) -> Public {
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let Ok(stream) = acceptor.accept(stream).await else {
-                continue;
-            };
-            let (answers, record) = (answers.clone(), record.clone());
-            let service =
-                service_fn(move |request| respond(request, answers.clone(), record.clone()));
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            let (acceptor, answers, record) = (acceptor.clone(), answers.clone(), record.clone());
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let service =
+                    service_fn(move |request| respond(request, answers.clone(), record.clone()));
+                let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                // Whoever asks may hang up.
+                drop(serving.await);
+            });
         }
     });
     Public { url, asked }

@@ -12,6 +12,8 @@ use longshore_protocol::api::{
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject as _};
 use webpki::{EndEntityCert, aws_lc_rs::ECDSA_P256_SHA256};
 
+use longshore_agent::clock::{self, Wall};
+
 use super::*;
 use crate::public::{self, Call};
 
@@ -102,7 +104,11 @@ async fn world(wall: Wall, script: &[(u16, &str)]) -> World {
     before.server = public::handle(config, move |call| public.respond(call)).await;
     before.trust = Some(longshore_agent::tls::Trust::Fingerprint(pki.fingerprint()));
     let dir = tempfile::tempdir().unwrap();
-    let agent = Agent::start_at(dir, before.clone(), SHORT, wall);
+    let network = Network {
+        clock: wall.into(),
+        ..Network::default()
+    };
+    let agent = Agent::start_in(network, dir, before.clone(), SHORT);
     World {
         edge,
         agent,
