@@ -17,6 +17,7 @@ use tokio::{
     net::TcpListener,
     sync::OwnedSemaphorePermit,
 };
+use tokio_io_timeout::TimeoutWriter;
 use tracing::{debug, warn};
 
 use super::presence::{Connections, Presence};
@@ -29,6 +30,10 @@ use crate::{
 const MAX_CONNECTIONS: usize = 8192;
 /// How long a request's head may take to come; also how long an idle connection is kept.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a client may take nothing of its answer. Whoever pages through a log takes a while for each page.
+const UNREAD: Duration = Duration::from_mins(5);
+/// How much of an answer is waiting for the client at most, in bytes, where the answer is made as it is read.
+const WAITING: usize = 64 * 1024;
 /// How long requests under way may take to end at the shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -116,7 +121,9 @@ fn connection(
     graceful: &GracefulShutdown,
     tasks: &Tasks,
 ) {
-    let io = TokioIo::new(stream);
+    let mut stream = TimeoutWriter::new(stream);
+    stream.set_timeout(Some(UNREAD));
+    let io = TokioIo::new(Box::pin(stream));
     let (answers, present) = (TowerToHyperService::new(app), presence.clone());
     let service = service_fn(move |request| present.clone().answer(answers.call(request)));
     // The version is known, so that nothing waits without a deadline for a first byte to tell it.
@@ -125,14 +132,16 @@ fn connection(
             let mut builder = http1::Builder::new();
             builder
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_DEADLINE);
+                .header_read_timeout(HEAD_DEADLINE)
+                .max_buf_size(WAITING);
             Box::pin(graceful.watch(builder.serve_connection(io, service)))
         }
         Version::Http2 => {
             let mut builder = http2::Builder::new(TokioExecutor::new());
             builder
                 .timer(TokioTimer::new())
-                .keep_alive_interval(HEAD_DEADLINE);
+                .keep_alive_interval(HEAD_DEADLINE)
+                .max_send_buf_size(WAITING);
             Box::pin(graceful.watch(builder.serve_connection(io, service)))
         }
     };
@@ -153,4 +162,63 @@ fn connection(
 enum Version {
     Http1,
     Http2,
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
+        time::{Instant, sleep, timeout},
+    };
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    const SIZE: usize = 256 * 1024;
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n";
+
+    /// A client that asks for something large over a connection that holds little.
+    async fn asks(tasks: &Tasks, graceful: &GracefulShutdown) -> DuplexStream {
+        let app = Router::new().route("/", get(async || vec![b'x'; SIZE]));
+        let connections = Connections::of(1);
+        let here = [192, 0, 2, 1].into();
+        let place = connections.place(here).await.unwrap();
+        let present = (connections.enter(here), place);
+        let (mut client, server) = tokio::io::duplex(1024);
+        connection(server, Version::Http1, app, present, graceful, tasks);
+        client.write_all(REQUEST).await.unwrap();
+        client
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_nothing_is_hung_up_on_and_who_reads_slowly_is_not() {
+        let (tasks, graceful) = (
+            Tasks::new(CancellationToken::new()).0,
+            GracefulShutdown::new(),
+        );
+        let begun = Instant::now();
+        let mut stuck = asks(&tasks, &graceful).await;
+        let mut slow = asks(&tasks, &graceful).await;
+        let mut read = 0;
+        let mut buffer = [0; 4096];
+        loop {
+            match slow.read(&mut buffer).await.unwrap() {
+                0 => break,
+                bytes => read += bytes,
+            }
+            sleep(UNREAD / 10).await;
+        }
+        assert!(read > SIZE, "{read}");
+        assert!(begun.elapsed() > 2 * UNREAD, "that was no slow reader");
+        tasks.tracker.close();
+        let ended = timeout(Duration::from_secs(1), tasks.tracker.wait());
+        assert!(
+            ended.await.is_ok(),
+            "a connection that nobody reads is kept"
+        );
+        let mut rest = Vec::new();
+        drop(stuck.read_to_end(&mut rest).await);
+        assert!(rest.len() < SIZE);
+    }
 }
