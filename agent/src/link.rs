@@ -12,6 +12,7 @@
 //! was away is renewed at the controller's public address first.
 
 pub(crate) mod dial;
+mod logs;
 mod renewal;
 mod serve;
 
@@ -35,6 +36,7 @@ use crate::{
     network::Network,
     renew::{self, RenewError},
     report::Reporter,
+    runtime::logs::Logs,
     tls::{self, TlsError},
 };
 
@@ -84,6 +86,8 @@ pub struct Link<S = StateDir, L = Ledger> {
     pub connected: watch::Sender<bool>,
     /// The runtime's name.
     pub runtime: &'static str,
+    /// Where its workloads' logs are to be had.
+    pub logs: Arc<dyn Logs>,
     /// What the device says of itself.
     pub facts: Facts,
     /// How often what happens.

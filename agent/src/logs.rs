@@ -1,8 +1,14 @@
-//! What the agent says while it runs: for people on a terminal, for programs otherwise.
+//! What the agent says while it runs: for people on a terminal, for programs otherwise, and for those who ask for it
+//! over the connection.
 
-use std::io::{IsTerminal as _, Write as _};
+mod recent;
 
-use longshore_protocol::DeviceName;
+use std::{
+    io::{IsTerminal as _, Write as _},
+    sync::LazyLock,
+};
+
+use longshore_protocol::{DeviceName, message::LogRequest};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{
     Layer as _, Registry,
@@ -11,7 +17,11 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::identity::DeviceKey;
+use self::recent::Recent;
+use crate::{clock, identity::DeviceKey, runtime::logs::LogStream};
+
+/// What was said of late.
+static RECENT: LazyLock<Recent> = LazyLock::new(|| Recent::new(clock::system));
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -52,13 +62,26 @@ pub fn start(format: Format, filter: Targets) {
             .with_ansi(std::io::stderr().is_terminal())
             .boxed()
     };
+    let recent = tracing_subscriber::fmt::layer()
+        .with_writer(|| &*RECENT)
+        .with_target(false)
+        .with_ansi(false);
     if Registry::default()
-        .with(layer.with_filter(without_repetition(filter)))
+        .with(
+            layer
+                .and_then(recent)
+                .with_filter(without_repetition(filter)),
+        )
         .try_init()
         .is_err()
     {
         tracing::debug!("logging had been started before");
     }
+}
+
+/// What the agent said of late, and says from now on where that is asked for.
+pub fn own(request: &LogRequest) -> LogStream {
+    RECENT.read(request)
 }
 
 /// What fails in the Kubernetes client, our own code tells once, and less often than the client does.

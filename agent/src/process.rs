@@ -16,7 +16,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
-    process::{Child, ChildStdin, ChildStdout, Command},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
     time,
 };
 
@@ -183,6 +183,18 @@ impl Group {
     /// What it prints from now on.
     pub fn output(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
+    }
+
+    /// What it says on stderr from now on.
+    pub fn errors(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
+    }
+
+    /// Waits until it has ended; whoever it started in its group has to have ended, too.
+    pub async fn end(&mut self) -> io::Result<ExitStatus> {
+        let status = self.child.wait().await?;
+        self.disarm();
+        Ok(status)
     }
 
     /// What it says on stderr: reads it to its end and keeps the last of it, made printable.

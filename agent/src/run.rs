@@ -34,7 +34,7 @@ use crate::{
     reconcile,
     reconcile::Reconciler,
     report::{LEDGER_WRITABLE, Reporter},
-    runtime::{self, ApplyError, Runtime},
+    runtime::{self, ApplyError, Runtime, logs::Logs},
     tls::Trust,
     update::Updates,
 };
@@ -221,7 +221,7 @@ async fn work(
         reporter.holds(LEDGER_WRITABLE, "Loaded", "");
     }
     let target = watch::Sender::new(holding.clone());
-    let name = runtime.name();
+    let runs = (runtime.name(), runtime.logs());
     let tracker = TaskTracker::new();
     let reconciler = Reconciler::new(
         runtime,
@@ -234,7 +234,7 @@ async fn work(
     let (clock, journal) = (network.clock.clone(), reporter.journal().clone());
     let link = Link {
         network,
-        ..link_of(state, ledger, identity, holding, target, reporter, name)
+        ..link_of(state, ledger, identity, holding, target, reporter, runs)
     };
     // The link ends first and the reconciler after it, so that either one's ending on its own is noticed.
     let (link_stops, reconciler_stops) = (stop.child_token(), CancellationToken::new());
@@ -268,7 +268,7 @@ fn link_of(
     holding: Option<Arc<Holding>>,
     target: watch::Sender<Option<Arc<Holding>>>,
     reporter: Reporter,
-    runtime: &'static str,
+    (runtime, logs): (&'static str, Arc<dyn Logs>),
 ) -> Link {
     Link {
         state: state.clone(),
@@ -279,6 +279,7 @@ fn link_of(
         reporter,
         connected: watch::Sender::new(false),
         runtime,
+        logs,
         facts: facts::gather(),
         timing: link::Timing::default(),
         network: Network::default(),

@@ -12,6 +12,7 @@ pub mod command;
 pub mod directory;
 pub mod health;
 pub mod kube;
+pub mod logs;
 pub mod podman;
 
 use std::sync::Arc;
@@ -20,7 +21,12 @@ use async_trait::async_trait;
 use longshore_protocol::{DeviceId, Generation, session::Holding};
 
 use self::{
-    command::Command, directory::Directory, health::ObjectHealth, kube::Kube, podman::Podman,
+    command::Command,
+    directory::Directory,
+    health::ObjectHealth,
+    kube::Kube,
+    logs::{Logs, NoLogs},
+    podman::Podman,
 };
 use crate::{config::RuntimeSettings, files::FileError, identity::Identity};
 
@@ -43,6 +49,11 @@ pub trait Runtime: Send + 'static {
     /// where the runtime cannot know, such as a directory.
     async fn health(&mut self) -> Option<Vec<ObjectHealth>> {
         None
+    }
+
+    /// Where the logs of what runs are to be had, while the runtime is busy with something else.
+    fn logs(&self) -> Arc<dyn Logs> {
+        Arc::new(NoLogs("the device's runtime keeps no logs of workloads"))
     }
 
     /// Removes everything that was applied.

@@ -15,7 +15,10 @@ use longshore_protocol::{
         preview::{CreatePreview, Preview},
     },
 };
-use reqwest::{Certificate, Client, Method, Response, StatusCode, header::AUTHORIZATION};
+use reqwest::{
+    Body, Certificate, Client, Method, Response, StatusCode,
+    header::{AUTHORIZATION, CONNECTION, TE},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use url::Url;
 
@@ -27,6 +30,9 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_mins(1);
+/// How often a controller is asked again that says that another replica has the device, which is behind the same address.
+const OTHER_REPLICAS: usize = 20;
+const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 /// How long a preview may take: its overlays are built while we wait.
 const PREVIEW_TIMEOUT: Duration = Duration::from_mins(15);
 
@@ -247,6 +253,28 @@ impl Api {
         self.json(Method::GET, url, NOTHING).await
     }
 
+    /// A device's log, as it comes.
+    pub(crate) async fn logs(
+        &self,
+        fleet: &FleetName,
+        device: &DeviceName,
+        query: &[(&str, String)],
+    ) -> Result<Body, Error> {
+        let mut url = self.of_fleet(fleet, &["devices", device.as_str(), "logs"])?;
+        url.query_pairs_mut().extend_pairs(query);
+        for _ in 0..OTHER_REPLICAS {
+            let asked = self.send(Method::GET, url.clone(), NOTHING, None).await;
+            match asked {
+                Err(error) if error.is_misdirected() => tokio::time::sleep(BETWEEN_TRIES).await,
+                asked => return Ok(http::Response::<Body>::from(asked?).into_body()),
+            }
+        }
+        let response = self.send(Method::GET, url, NOTHING, None).await;
+        let response = response
+            .map_err(|error| error.hint("name that replica's own address with `--server`"))?;
+        Ok(http::Response::<Body>::from(response).into_body())
+    }
+
     pub(crate) async fn preview(
         &self,
         fleet: &FleetName,
@@ -254,7 +282,7 @@ impl Api {
     ) -> Result<Preview, Error> {
         let url = self.of_fleet(fleet, &["previews"])?;
         let response = self
-            .send(Method::POST, url, Some(body), PREVIEW_TIMEOUT)
+            .send(Method::POST, url, Some(body), Some(PREVIEW_TIMEOUT))
             .await?;
         self.read(response).await
     }
@@ -283,7 +311,7 @@ impl Api {
         url: Url,
         body: Option<&impl Serialize>,
     ) -> Result<T, Error> {
-        let response = self.send(method, url, body, TIMEOUT).await?;
+        let response = self.send(method, url, body, Some(TIMEOUT)).await?;
         self.read(response).await
     }
 
@@ -305,7 +333,7 @@ impl Api {
         url: Url,
         body: Option<&impl Serialize>,
     ) -> Result<(), Error> {
-        self.send(method, url, body, TIMEOUT).await.map(drop)
+        self.send(method, url, body, Some(TIMEOUT)).await.map(drop)
     }
 
     /// The answer, where it is a success.
@@ -314,14 +342,21 @@ impl Api {
         method: Method,
         url: Url,
         body: Option<&impl Serialize>,
-        timeout: Duration,
+        timeout: Option<Duration>,
     ) -> Result<Response, Error> {
         let asked = format!("{method} {url}");
         let mut request = self
             .client
             .request(method, url)
-            .header(AUTHORIZATION, self.settings.bearer())
-            .timeout(timeout);
+            .header(AUTHORIZATION, self.settings.bearer());
+        request = match timeout {
+            Some(timeout) => request.timeout(timeout),
+            // What comes without an end may break off, and the reason for that comes as a trailer.
+            // Over a connection of its own, so that another try may reach another replica.
+            None => request
+                .header(TE, "trailers")
+                .header(CONNECTION, "close, TE"),
+        };
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -385,6 +420,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> Error {
                 "look at the names: `longshore fleets list`, `longshore devices list`, and `--tenant`",
             ),
             StatusCode::TOO_MANY_REQUESTS => error.hint("wait a little, then try again"),
+            StatusCode::MISDIRECTED_REQUEST => error.misdirected(),
             _ => error,
         }
     } else if status.is_redirection() {

@@ -24,7 +24,7 @@ Exit codes:
   1  differences; a question was answered with no
   2  the command, the settings or the fleet repo is wrong
   3  the controller refused
-  4  the controller cannot be reached or trusted
+  4  the controller cannot be reached or trusted; a device's log broke off
   5  the controller or this program failed
 
 Examples:
@@ -33,6 +33,7 @@ Examples:
   longshore tokens create --label rollout    get the command that joins a device
   longshore devices list --state pending     who waits for approval
   longshore devices approve store-0001       let a device in
+  longshore logs store-0001 till -f          follow what a workload says
   longshore diff store-0001                  what a commit would change on it
   longshore preview new-page                 what merging a branch would change on every device";
 
@@ -160,6 +161,8 @@ pub enum Command {
     /// Look after devices: list, approve, reject, decommission
     #[command(subcommand)]
     Devices(commands::devices::Devices),
+    /// Read what a workload on a device says, or the device's agent
+    Logs(commands::logs::Logs),
     /// List the commits of a fleet that the controller observed, newest first
     Revisions(commands::revisions::Revisions),
     /// Show how the controller and all fleets of the tenant do

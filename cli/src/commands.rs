@@ -4,6 +4,7 @@ pub(crate) mod devices;
 pub(crate) mod diff;
 pub(crate) mod fleets;
 pub(crate) mod init;
+pub(crate) mod logs;
 pub(crate) mod preview;
 pub(crate) mod render;
 pub(crate) mod revisions;

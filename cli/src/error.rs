@@ -35,6 +35,7 @@ pub struct Error {
     message: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
     hints: Vec<String>,
+    is_misdirected: bool,
 }
 
 impl Error {
@@ -44,6 +45,7 @@ impl Error {
             message: message.into(),
             source: None,
             hints: Vec::new(),
+            is_misdirected: false,
         }
     }
 
@@ -65,6 +67,17 @@ impl Error {
     /// The controller failed, or this program did.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(Exit::Internal, message)
+    }
+
+    /// Another one of several servers behind the same address can do it.
+    pub(crate) fn misdirected(mut self) -> Self {
+        self.is_misdirected = true;
+        self
+    }
+
+    /// Whether another one of several servers behind the same address can do it.
+    pub(crate) fn is_misdirected(&self) -> bool {
+        self.is_misdirected
     }
 
     /// With what caused it.

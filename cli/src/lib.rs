@@ -20,6 +20,7 @@ mod duration;
 mod error;
 pub mod output;
 pub mod settings;
+mod terminal;
 mod text;
 mod worktree;
 
@@ -41,6 +42,7 @@ pub async fn run(cli: Cli) -> Result<Exit, Error> {
         Command::Fleets(command) => commands::fleets::run(&context, command).await,
         Command::Tokens(command) => commands::tokens::run(&context, command).await,
         Command::Devices(command) => commands::devices::run(&context, command).await,
+        Command::Logs(arguments) => commands::logs::run(&context, &arguments).await,
         Command::Revisions(arguments) => commands::revisions::run(&context, &arguments).await,
         Command::Status => commands::status::run(&context).await,
         Command::Tenants(command) => commands::tenants::run(&context, command).await,

@@ -1,12 +1,12 @@
 //! The one place that writes: data to stdout, talk to stderr.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 
 use clap::ValueEnum;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
 
-use crate::{Error, Exit, text};
+use crate::{Error, Exit, terminal::Harmless, text};
 
 /// How data is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -61,6 +61,33 @@ pub(crate) fn write(text: &str) -> Result<Exit, Error> {
         // `longshore devices list | head`: the reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Success),
         Err(error) => Err(Error::internal("writing to stdout failed").because(error)),
+    }
+}
+
+/// Data that goes to stdout as it comes.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    /// What keeps it from steering a terminal, where there is one.
+    filter: Option<Harmless>,
+}
+
+impl Stream {
+    pub(crate) fn new() -> Self {
+        Self {
+            filter: io::stdout().is_terminal().then(Harmless::default),
+        }
+    }
+
+    /// Writes it. Says whether anybody wants more.
+    pub(crate) fn write(&mut self, data: &[u8]) -> Result<bool, Error> {
+        let filtered = self.filter.as_mut().map(|filter| filter.pass(data));
+        let data = filtered.as_deref().unwrap_or(data);
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(data).and_then(|()| stdout.flush()) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(Error::internal("writing to stdout failed").because(error)),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod error;
 mod fleets;
 mod git;
 mod health;
+mod logs;
 mod presence;
 mod previews;
 mod renew;
@@ -35,7 +36,7 @@ pub use self::{
 };
 use crate::{
     certificates::Certificates, enrollment::Enrollment, fleets::Fleets, hosting::Hosting, hub::Hub,
-    metrics::Metrics, secret::Keyring, store::Store,
+    logs::Logs, metrics::Metrics, secret::Keyring, store::Store,
 };
 
 /// What the API works with.
@@ -51,6 +52,8 @@ pub struct Api {
     pub enrollment: Enrollment,
     /// Reaches devices.
     pub hub: Arc<Hub>,
+    /// Reads devices' logs.
+    pub logs: Logs,
     /// Encrypts.
     pub keyring: Arc<Keyring>,
     /// Say what agents are to pin.
@@ -98,6 +101,7 @@ pub fn router(api: Arc<Api>) -> Router {
             &below("/devices/{device}/manifests"),
             get(devices::manifests),
         )
+        .route(&below("/devices/{device}/logs"), get(logs::read))
         .route(&below("/devices/{device}/approve"), post(devices::approve))
         .route(&below("/devices/{device}/reject"), post(devices::reject))
         .route(

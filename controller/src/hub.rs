@@ -9,7 +9,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,7 +18,10 @@ use std::{
 use longshore_protocol::DeviceId;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::replica::{Notice, Notices};
+use crate::{
+    logs::{Opening, Openings},
+    replica::{Notice, Notices},
+};
 
 /// What a session is told, the most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,16 +38,19 @@ pub enum Signal {
     Look,
     /// Time passed, and the device owes an answer.
     Tick,
+    /// Somebody asks for a log, or has read some of one.
+    Logs,
 }
 
 impl Signal {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Stop,
         Self::Replaced,
         Self::Silent,
         Self::Again,
         Self::Look,
         Self::Tick,
+        Self::Logs,
     ];
 
     fn bit(self) -> u8 {
@@ -61,6 +67,7 @@ pub struct Session {
     /// When the device was heard last, in milliseconds since the start.
     heard: AtomicU64,
     owed: AtomicBool,
+    openings: Openings,
 }
 
 impl Session {
@@ -71,6 +78,7 @@ impl Session {
             wake: Notify::new(),
             heard: AtomicU64::new(0),
             owed: AtomicBool::new(false),
+            openings: Openings::default(),
         }
     }
 
@@ -102,6 +110,16 @@ impl Session {
     /// Remembers whether the device owes an answer.
     pub fn owes(&self, owed: bool) {
         self.owed.store(owed, Ordering::Relaxed);
+    }
+
+    /// The logs that the session was asked for since this was asked last.
+    pub fn openings(&self) -> Vec<Opening> {
+        self.openings.take()
+    }
+
+    /// Somebody asked for a log, or has read some of one.
+    pub fn tend_logs(&self) {
+        self.tell(Signal::Logs);
     }
 
     fn tell(&self, signal: Signal) {
@@ -211,6 +229,15 @@ impl Hub {
     /// Whether a device is connected here.
     pub fn has(&self, device: &DeviceId) -> bool {
         self.sessions().by_device.contains_key(device)
+    }
+
+    /// Asks a device's session for a log, where the device is connected here. The session is not kept by whoever asked,
+    /// so that its end is noticed.
+    pub fn ask(&self, device: &DeviceId, opening: Opening) -> Option<Weak<Session>> {
+        let session = self.sessions().by_device.get(device)?.clone();
+        session.openings.add(opening);
+        session.tend_logs();
+        Some(Arc::downgrade(&session))
     }
 
     /// Makes these devices' sessions look, where they are connected, at whatever replica.

@@ -12,7 +12,7 @@
 //! Both tell it through a [`forge`], the Git host of the fleet; [`hosting`] is one for those who have none.
 //!
 //! Beside the way: [`enrollment`] and [`ca`] let devices in, [`store`] remembers, [`api`] answers operators,
-//! [`run`] wires it all.
+//! [`logs`] lets them read devices' logs, [`run`] wires it all.
 #![warn(missing_docs)]
 
 pub mod api;
@@ -31,6 +31,7 @@ pub mod forge;
 pub mod gateway;
 pub mod hosting;
 pub mod hub;
+pub mod logs;
 pub mod metrics;
 pub mod preview;
 mod process_group;

@@ -62,6 +62,10 @@ pub struct Metrics {
     pub offers: Counter,
     /// Bytes of manifests sent to devices: deltas, offers and objects, before TLS.
     pub manifest_bytes: Counter,
+    /// Logs of devices that are being read.
+    pub log_streams: Gauge,
+    /// Bytes of logs that were read.
+    pub log_bytes: Counter,
     /// Devices that enrolled.
     pub enrollments: Counter,
     /// Enrollment calls that were refused.
@@ -114,6 +118,8 @@ impl Default for Metrics {
             deltas: Counter::default(),
             offers: Counter::default(),
             manifest_bytes: Counter::default(),
+            log_streams: Gauge::default(),
+            log_bytes: Counter::default(),
             enrollments: Counter::default(),
             enrollments_refused: Counter::default(),
             webhooks: Family::default(),
@@ -204,6 +210,16 @@ impl Metrics {
             "manifest_bytes",
             "Bytes of manifests sent to devices",
             self.manifest_bytes.clone(),
+        );
+        registry.register(
+            "log_streams",
+            "Logs of devices that are being read",
+            self.log_streams.clone(),
+        );
+        registry.register(
+            "log_bytes",
+            "Bytes of devices' logs that were read",
+            self.log_bytes.clone(),
         );
     }
 

@@ -38,6 +38,7 @@ use crate::{
     },
     hosting::Hosting,
     hub::Hub,
+    logs::{self, Logs},
     metrics::Metrics,
     replica::{
         Replica,
@@ -355,6 +356,7 @@ impl Serving {
             fleets,
             hosting,
             enrollment,
+            logs: Logs::new(hub.clone(), logs::Bounds::default(), metrics.clone()),
             hub,
             keyring,
             certificates: certificates.clone(),

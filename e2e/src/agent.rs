@@ -1,4 +1,4 @@
-//! An agent as a process, applying to a directory.
+//! An agent as a process, applying to a directory unless it is told otherwise.
 
 use std::{
     collections::BTreeMap,
@@ -14,6 +14,7 @@ use longshore_protocol::api::CreatedToken;
 use crate::{Process, process, programs, wait::eventually};
 
 const LOG: &str = "LONGSHORE_AGENT_LOG";
+const RUNTIME: &str = "--runtime";
 
 /// The file in which the template's page arrives.
 pub const PAGE: &str = "v1.configmap.hello.page.yaml";
@@ -24,6 +25,7 @@ pub struct Agent {
     name: String,
     home: PathBuf,
     join: [String; 3],
+    /// Beside what every device has. They may name a runtime; without, it is a directory.
     arguments: Vec<OsString>,
     process: Option<Process>,
 }
@@ -35,6 +37,20 @@ impl Agent {
     /// Where it cannot be started.
     pub fn start(home: &Path, name: &str, token: &CreatedToken) -> Result<Self> {
         Self::start_with(home, name, token, Vec::new())
+    }
+
+    /// The same with this runtime and its settings: what follows `--runtime`.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn start_on(
+        home: &Path,
+        name: &str,
+        token: &CreatedToken,
+        runtime: &[&str],
+    ) -> Result<Self> {
+        let arguments = [RUNTIME].iter().chain(runtime);
+        Self::start_with(home, name, token, arguments.map(Into::into).collect())
     }
 
     /// The same with further arguments.
@@ -76,11 +92,14 @@ impl Agent {
             .args(["--token", secret, "--name", &self.name])
             .arg("--state-dir")
             .arg(self.state())
-            .args(["--runtime", "directory", "--directory"])
-            .arg(self.directory())
             .args(["--log-format", "text"])
             .args(&self.arguments)
             .env(LOG, process::log_filter(LOG, "debug"));
+        if !self.arguments.iter().any(|it| it == RUNTIME) {
+            command
+                .args([RUNTIME, "directory", "--directory"])
+                .arg(self.directory());
+        }
         let log = self.home.join("agent.log");
         let name = format!("longshore-agent {}", self.name);
         self.process = Some(Process::start(&name, &mut command, &log)?);

@@ -112,6 +112,12 @@ impl Api {
             .request(method, format!("{}{path}", self.server))
     }
 
+    /// The same with the API token, and for as long as it takes.
+    pub fn authorized(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.request(method, path).bearer_auth(&self.token);
+        request.timeout(Duration::from_hours(1))
+    }
+
     /// Sends a request, and reads the whole answer.
     ///
     /// # Errors

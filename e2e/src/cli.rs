@@ -37,13 +37,7 @@ impl Output {
 /// # Errors
 /// Where it cannot be started.
 pub async fn run(data_dir: &Path, arguments: &[&str]) -> Result<Output> {
-    let mut command = Command::new(programs::find("longshore")?);
-    repo::isolate(&mut command);
-    command
-        .args(arguments)
-        .env("LONGSHORE_DATA_DIR", data_dir)
-        .env("LONGSHORE_FLEET", FLEET)
-        .env("XDG_CONFIG_HOME", data_dir);
+    let mut command = command(data_dir, arguments)?;
     let output = tokio::task::spawn_blocking(move || command.output())
         .await?
         .context("start longshore")?;
@@ -52,6 +46,21 @@ pub async fn run(data_dir: &Path, arguments: &[&str]) -> Result<Output> {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+/// The command that [`run`] runs.
+///
+/// # Errors
+/// Where the program is not built.
+pub fn command(data_dir: &Path, arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(programs::find("longshore")?);
+    repo::isolate(&mut command);
+    command
+        .args(arguments)
+        .env("LONGSHORE_DATA_DIR", data_dir)
+        .env("LONGSHORE_FLEET", FLEET)
+        .env("XDG_CONFIG_HOME", data_dir);
+    Ok(command)
 }
 
 /// The same with `--output json`, where it succeeds.

@@ -1,4 +1,4 @@
-//! A small API server of Kubernetes, for tests: no schemas, no controllers, no pods.
+//! A small API server of Kubernetes, for tests: no schemas, no controllers, and pods that only tests speak for.
 //!
 //! It keeps to what Kubernetes documents: server-side apply with managed fields, conflicts and force; discovery;
 //! lists in pages and watches with bookmarks, versions and `410 Gone`; finalizers and deletion timestamps;
@@ -16,6 +16,7 @@
 
 mod fields;
 mod kinds;
+mod logs;
 mod serve;
 mod store;
 mod tls;
@@ -37,6 +38,7 @@ use tokio::{
 
 use self::{
     kinds::Kind,
+    logs::Voices,
     store::{At, By, Refused, Store, status},
     tls::Tls,
 };
@@ -89,6 +91,7 @@ struct World {
     token: Mutex<String>,
     /// Whoever has its client certificate needs no token.
     tls: Option<Tls>,
+    voices: Voices,
 }
 
 impl World {
@@ -177,6 +180,7 @@ impl ApiServer {
             cut: Mutex::default(),
             token: Mutex::new("first".to_owned()),
             tls,
+            voices: Voices::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -301,6 +305,17 @@ impl ApiServer {
             store.delete(&at, &Value::Null)
         })
         .unwrap();
+    }
+
+    /// Lets a container of a pod say something.
+    pub fn say(&self, (namespace, pod, container): (&str, &str, &str), text: &str) {
+        let voice = [namespace, pod, container].map(str::to_owned);
+        self.world.voices.say(voice.into(), text);
+    }
+
+    /// How many logs are being read.
+    pub fn readers(&self) -> usize {
+        self.world.voices.readers()
     }
 
     /// Refuses a verb on a resource to the agent.

@@ -26,6 +26,7 @@ pub mod forge;
 pub mod kubernetes;
 pub mod metrics;
 pub mod pki;
+pub mod podman;
 pub mod postgres;
 pub mod process;
 pub mod programs;

@@ -23,6 +23,8 @@ pub const ENROLL_PATH: &str = "/v1/enroll";
 pub const EDGE_PATH: &str = "/v1/edge";
 /// The WebSocket subprotocol of the session.
 pub const SUBPROTOCOL: &str = "longshore.v1";
+/// The trailer that says why a log broke off, where it did.
+pub const LOG_ERROR: &str = "longshore-log-error";
 /// The media type of [`Problem`].
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 

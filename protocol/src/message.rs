@@ -5,6 +5,7 @@
 //! and nothing is decompressed past its announced size.
 
 mod codec;
+mod logs;
 mod patch;
 
 use std::collections::BTreeMap;
@@ -26,10 +27,16 @@ pub const MAX_OBJECT: u64 = 4 * 1024 * 1024;
 /// The most objects of one manifest set, so that an offer or a `Need` of them fits a frame.
 pub const MAX_OBJECTS: usize = 10_000;
 
-pub(crate) use self::codec::{compressed_bound, decompress};
 pub use self::{
     codec::objects_in_parts,
+    logs::{
+        LOG_WINDOW, LOGS, LogEnd, LogRequest, MAX_LOG_CHUNK, MAX_LOG_STREAMS, StreamId, log_cost,
+    },
     patch::{PATCHES, Patch, patched},
+};
+pub(crate) use self::{
+    codec::{compressed_bound, decompress},
+    logs::affordable,
 };
 
 /// A manifest set that a device holds, by reference.
@@ -126,6 +133,20 @@ pub enum DeviceMessage {
         /// The signing request in DER form, with a fresh key.
         csr: Vec<u8>,
     },
+    /// Some bytes of a log; the first ones, which may be none, say that the stream is open.
+    LogChunk {
+        /// The stream.
+        stream: StreamId,
+        /// At most [`MAX_LOG_CHUNK`].
+        data: Vec<u8>,
+    },
+    /// A log stream is over.
+    LogEnd {
+        /// The stream.
+        stream: StreamId,
+        /// Why.
+        end: LogEnd,
+    },
 }
 
 /// A piece of one object's compressed canonical form.
@@ -197,6 +218,27 @@ pub enum ControlMessage {
     Reconnect {
         /// After how many milliseconds.
         after_ms: u64,
+    },
+    /// Asks for a log.
+    OpenLogs {
+        /// How both ends call the stream.
+        stream: StreamId,
+        /// Which log, and how much of it.
+        request: LogRequest,
+        /// How much the device may send before it is granted more.
+        credit: u64,
+    },
+    /// Lets the device send more of a log.
+    GrantLogs {
+        /// The stream.
+        stream: StreamId,
+        /// How much more.
+        credit: u64,
+    },
+    /// Nobody wants more of a log.
+    CloseLogs {
+        /// The stream.
+        stream: StreamId,
     },
 }
 

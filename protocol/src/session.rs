@@ -12,6 +12,8 @@
 //!   │ ── Accepted ───────────────────────────▶ │
 //! ```
 //!
+//! Beside that, logs that somebody asks for: see `logs`.
+//!
 //! Each machine is a function `(state, event, now) -> (state, effects)`. `now` is milliseconds of any
 //! monotonic clock. The driver carries out the effects of one event, in order, before it hands in the next.
 //!
@@ -21,6 +23,7 @@
 pub mod control;
 pub mod device;
 mod holding;
+mod logs;
 
 pub use control::ControlSession;
 pub use device::DeviceSession;

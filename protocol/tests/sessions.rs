@@ -247,7 +247,10 @@ impl World {
                 | control::Effect::RecordAccepted(_)
                 | control::Effect::RecordReject { .. }
                 | control::Effect::RecordStatus(_)
-                | control::Effect::IssueCertificate { .. } => {}
+                | control::Effect::IssueCertificate { .. }
+                | control::Effect::LogData { .. }
+                | control::Effect::LogsEnd { .. }
+                | control::Effect::Break(_) => {}
             }
         }
     }
@@ -278,7 +281,10 @@ impl World {
                 device::Effect::Reconnect { .. }
                 | device::Effect::Welcomed { .. }
                 | device::Effect::Certificate(_)
-                | device::Effect::Decommission { .. } => {}
+                | device::Effect::Decommission { .. }
+                | device::Effect::OpenLogs { .. }
+                | device::Effect::ReadLogs { .. }
+                | device::Effect::CloseLogs { .. } => {}
             }
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use futures_util::{SinkExt as _, StreamExt as _};
 use longshore_protocol::{
     Generation,
-    message::{ControlMessage, Hello, PATCHES},
+    message::{ControlMessage, Hello, LOGS, PATCHES},
     session::{
         DeviceSession, Holding,
         device::{Effect, Event},
@@ -15,7 +15,7 @@ use tokio::time::{self, Instant, Interval, MissedTickBehavior};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 use tokio_util::sync::CancellationToken;
 
-use super::{Closed, Link, LinkError, STABLE, dial::Socket, renewal::Renewal};
+use super::{Closed, Link, LinkError, STABLE, dial::Socket, logs::OpenLogs, renewal::Renewal};
 use crate::{
     identity, ledger,
     report::{LEDGER_WRITABLE, OFFLINE},
@@ -36,6 +36,7 @@ struct Served<'a, S, L> {
     since: Instant,
     heard: Instant,
     heartbeat: Interval,
+    logs: OpenLogs,
 }
 
 /// Serves the connection until it ends. It is closed when this returns.
@@ -49,6 +50,7 @@ pub(super) async fn serve<S: identity::Keep, L: ledger::Keep>(
 ) -> Result<Closed, LinkError> {
     let now = Instant::now();
     let heartbeat = interval(FIRST_HEARTBEAT);
+    let logs = OpenLogs::of(link.logs.clone());
     let mut served = Served {
         link,
         socket,
@@ -58,6 +60,7 @@ pub(super) async fn serve<S: identity::Keep, L: ledger::Keep>(
         since: now,
         heard: now,
         heartbeat,
+        logs,
     };
     let closed = served.run(stop).await;
     served.link.connected.send_replace(false);
@@ -84,7 +87,7 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
         reports.mark_changed();
         let hello = Hello {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: vec![PATCHES.to_owned()],
+            capabilities: vec![PATCHES.to_owned(), LOGS.to_owned()],
             runtime: self.link.runtime.to_owned(),
             ledger: None,
             facts: self.link.facts.clone(),
@@ -92,9 +95,10 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
         let mut closed = self.handle(Event::Connected(hello)).await?;
         while closed.is_none() {
             let silence = self.heard + self.heartbeat.period().mul_f32(2.5);
+            // In this order: whatever else there is to say comes before logs.
             closed = tokio::select! {
+                biased;
                 () = stop.cancelled() => Some(Closed::Stopped),
-                frame = self.socket.next() => self.receive(frame).await?,
                 _ = self.heartbeat.tick() => self.send(Message::Ping(Bytes::new())).await,
                 _ = tick.tick() => self.tick().await?,
                 Ok(()) = reports.changed() => {
@@ -106,6 +110,8 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
                         self.handle(Event::Report(report)).await?
                     }
                 }
+                frame = self.socket.next() => self.receive(frame).await?,
+                news = self.logs.news() => self.handle(news).await?,
                 () = time::sleep_until(silence) => Some(Closed::Broken("the controller fell silent".to_owned())),
             };
         }
@@ -217,6 +223,9 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
                     }
                 }
                 Effect::Decommission { reason } => return Ok(Some(Closed::Decommissioned(reason))),
+                Effect::OpenLogs { stream, request } => self.logs.open(stream, request),
+                Effect::ReadLogs { stream, most } => self.logs.read(stream, most),
+                Effect::CloseLogs { stream } => self.logs.close(stream),
                 Effect::Reconnect {
                     after_ms: Some(after),
                 } => {

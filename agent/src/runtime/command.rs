@@ -28,7 +28,10 @@ use longshore_protocol::{Object, ObjectKey, session::Holding};
 use tokio::time::Instant;
 
 use self::inventory::{Inventory, Present};
-use super::{ApplyError, Changes, Owner, Runtime};
+use super::{
+    ApplyError, Changes, Owner, Runtime,
+    logs::{Logs, NoLogs},
+};
 use crate::{
     causes,
     files::Folder,
@@ -220,6 +223,13 @@ impl Runtime for Command {
         } else {
             changes
         })
+    }
+
+    fn logs(&self) -> Arc<dyn Logs> {
+        Arc::new(NoLogs(
+            "the device's runtime is a program that is handed the manifests: ask the platform that it applies them to for \
+             logs; what the program itself said when it failed is in the agent's own log",
+        ))
     }
 
     async fn clear(&mut self) -> Result<Changes, ApplyError> {

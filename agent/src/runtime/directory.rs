@@ -37,7 +37,10 @@ use async_trait::async_trait;
 use longshore_protocol::{DeviceId, session::Holding};
 
 use self::{pass::Pass, watch::Watch};
-use super::{ApplyError, Changes, Runtime};
+use super::{
+    ApplyError, Changes, Runtime,
+    logs::{Logs, NoLogs},
+};
 use crate::files::Folder;
 
 /// The `directory` runtime.
@@ -103,6 +106,12 @@ impl Runtime for Directory {
         // Before the first pass there may be no directory to watch; after any, another one of that name.
         self.watch.follow(&self.path);
         changes
+    }
+
+    fn logs(&self) -> Arc<dyn Logs> {
+        Arc::new(NoLogs(
+            "the device's runtime is a directory of manifests: whatever reads it runs the workloads, and has their logs",
+        ))
     }
 
     async fn clear(&mut self) -> Result<Changes, ApplyError> {

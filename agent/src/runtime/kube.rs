@@ -18,6 +18,7 @@ mod connect;
 mod follow;
 mod inventory;
 mod kinds;
+mod logs;
 mod name;
 mod pass;
 mod problem;
@@ -40,6 +41,7 @@ use self::{
     attempts::Attempts,
     inventory::{Inventory, Store},
     kinds::{Kinds, Resource},
+    logs::KubeLogs,
     name::Name,
     resolve::Wanted,
     view::View,
@@ -47,6 +49,7 @@ use self::{
 use super::{
     ApplyError, Changes, Runtime, Unapplied,
     health::{Health, ObjectHealth},
+    logs::Logs,
 };
 use crate::{clock, config::KubeSettings};
 
@@ -269,6 +272,12 @@ impl Runtime for Kube {
 
     async fn health(&mut self) -> Option<Vec<ObjectHealth>> {
         self.cluster.as_ref().map(Cluster::health)
+    }
+
+    fn logs(&self) -> Arc<dyn Logs> {
+        Arc::new(KubeLogs {
+            settings: self.settings.clone(),
+        })
     }
 
     async fn clear(&mut self) -> Result<Changes, ApplyError> {

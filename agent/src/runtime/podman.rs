@@ -23,6 +23,7 @@ mod contents;
 mod events;
 mod fare;
 mod labels;
+mod logs;
 mod observed;
 mod pass;
 mod pod;
@@ -39,13 +40,14 @@ use tokio::time::{self, Instant};
 
 use self::{
     events::{Events, Mark},
+    logs::PodmanLogs,
     observed::Observed,
     pass::{Outcome, Pass},
     pod::Expected,
     program::{PodmanError, Program, Version},
     translate::Wanted,
 };
-use super::{ApplyError, Changes, Runtime, Unapplied, health::ObjectHealth};
+use super::{ApplyError, Changes, Runtime, Unapplied, health::ObjectHealth, logs::Logs};
 use crate::{causes, clock};
 
 /// How long a look stays good where no event contradicts it.
@@ -208,6 +210,13 @@ impl Runtime for Podman {
                 None
             }
         }
+    }
+
+    fn logs(&self) -> Arc<dyn Logs> {
+        Arc::new(PodmanLogs {
+            program: self.program.clone(),
+            device: self.device.clone(),
+        })
     }
 
     async fn clear(&mut self) -> Result<Changes, ApplyError> {

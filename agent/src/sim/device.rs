@@ -22,6 +22,7 @@ use crate::{
     network::Network,
     reconcile::{self, Reconciler},
     report::{LEDGER_WRITABLE, Reporter},
+    runtime::logs::NoLogs,
     tls::Trust,
 };
 
@@ -231,6 +232,7 @@ impl Device {
             reporter: enrolled.reporter.clone(),
             connected: enrolled.connected.clone(),
             runtime: super::runtime::NAME,
+            logs: Arc::new(NoLogs("a simulated device runs nothing")),
             facts: facts(),
             timing: link::Timing {
                 tick: TICK,

@@ -11,8 +11,8 @@ use http::header;
 use longshore_protocol::{
     DeviceId, Digest, Generation, ManifestSet, Object,
     message::{
-        ControlMessage, DeviceMessage, Held, Hello, RejectReason, StatusReport, objects_in_parts,
-        patched,
+        ControlMessage, DeviceMessage, Held, Hello, LogEnd, RejectReason, StatusReport, StreamId,
+        objects_in_parts, patched,
     },
     session::{
         ControlSession,
@@ -51,6 +51,8 @@ pub struct Seen {
     pub pings: usize,
     pub deltas: usize,
     pub renewals: usize,
+    /// What came of each log, and how it ended.
+    pub logs: BTreeMap<StreamId, (Vec<u8>, Option<LogEnd>)>,
 }
 
 /// How the endpoint behaves.
@@ -248,6 +250,10 @@ fn record(world: &World, event: &Event) {
         DeviceMessage::Reject { reason, .. } => seen.rejected.push(reason),
         DeviceMessage::Status(report) => seen.reports.push(report),
         DeviceMessage::Renew { .. } => seen.renewals += 1,
+        DeviceMessage::LogChunk { stream, data } => {
+            seen.logs.entry(stream).or_default().0.extend(data)
+        }
+        DeviceMessage::LogEnd { stream, end } => seen.logs.entry(stream).or_default().1 = Some(end),
     });
 }
 

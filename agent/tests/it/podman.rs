@@ -7,6 +7,7 @@
 mod drifting;
 mod faring;
 mod faults;
+mod logging;
 mod rebooting;
 mod refusing;
 mod running;

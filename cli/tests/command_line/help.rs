@@ -44,6 +44,7 @@ fn of_each_command() {
         "devices",
         "devices approve",
         "devices decommission",
+        "logs",
         "revisions",
         "tenants create",
         "completions",

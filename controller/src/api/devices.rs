@@ -178,7 +178,7 @@ pub(super) async fn decommission(
     again(&api, &device).await
 }
 
-fn ended(device: &Device) -> ApiError {
+pub(super) fn ended(device: &Device) -> ApiError {
     let detail = format!(
         "device `{}` is out of the fleet: {}",
         device.name, device.state_reason

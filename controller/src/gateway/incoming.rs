@@ -69,6 +69,11 @@ impl Counted {
     pub(super) fn came(&mut self, message: &Message) {
         self.unfinished.came(message);
     }
+
+    /// So many of the bytes that came had been asked for.
+    pub(super) fn asked_for(&mut self, bytes: usize) {
+        self.stream.get_mut().0.asked_for(bytes);
+    }
 }
 
 #[derive(Debug)]

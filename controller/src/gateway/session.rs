@@ -1,6 +1,7 @@
 //! One device's session: carries out what [`ControlSession`] decides.
 
 mod bounds;
+mod logs;
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,8 +34,9 @@ use tracing::{Span, debug, info, info_span, warn};
 
 pub(super) use self::bounds::TENANT_PACE;
 use self::bounds::{
-    PACE, PORTION, bound_report, cost, effort, first_few, of_delta, of_list, of_portions,
+    PACE, PORTION, bound_report, cost, first_few, of_delta, of_list, of_portions, price,
 };
+use self::logs::LogWriters;
 use super::{Gateway, gather::AskError, incoming::Counted, outgoing::Room};
 use crate::{
     ca::{Request, Signer as _},
@@ -112,6 +114,8 @@ pub(super) struct Session {
     not_before: Option<Instant>,
     /// What the device should run, where that was not used yet.
     looked_up: Option<LookedUp>,
+    /// Logs that are being read.
+    logs: Option<Box<LogWriters>>,
 }
 
 impl Session {
@@ -135,6 +139,7 @@ impl Session {
             pace: Bucket::full(PACE),
             not_before: None,
             looked_up: Some(LookedUp(standing.desired)),
+            logs: None,
         }
     }
 
@@ -147,6 +152,7 @@ impl Session {
             Ok(end) | Err(end) => end,
         };
         gateway.hub.disconnect(&self.id, &self.entry);
+        self.end_logs(&end);
         gateway.recorder.moved(&self.fleet, &self.id);
         gateway.metrics.sessions.dec();
         self.span().in_scope(|| match &end {
@@ -185,12 +191,11 @@ impl Session {
                     self.entry.heard();
                     self.gateway.metrics.device_frames.inc();
                     self.socket.get_mut().came(&frame);
-                    self.spend(cost(&frame));
                     match frame {
                         Message::Binary(bytes) => Box::pin(self.receive(bytes)).await?,
                         Message::Close(_) => return Ok(End::Gone),
                         // The library answers pings; text is nothing that we know.
-                        _ => {}
+                        other => self.spend(cost(other.len())),
                     }
                 }
                 signal = self.entry.signal() => match signal {
@@ -200,6 +205,7 @@ impl Session {
                     Signal::Again => return Ok(End::Stray),
                     Signal::Look => Box::pin(self.look()).await?,
                     Signal::Tick => Box::pin(self.handle(Event::Tick)).await?,
+                    Signal::Logs => Box::pin(self.tend_logs()).await?,
                 },
             }
         }
@@ -210,10 +216,13 @@ impl Session {
             DeviceMessage::decode(&frame).map_err(|error| End::Protocol(error.to_string()))?;
         match message {
             Some(message) => {
-                self.spend(effort(&message));
+                self.spend(price(&message, frame.len()));
                 self.handle(Event::Message(message)).await
             }
-            None => Ok(()),
+            None => {
+                self.spend(cost(frame.len()));
+                Ok(())
+            }
         }
     }
 
@@ -348,6 +357,9 @@ impl Session {
                 let result = self.issue(&csr);
                 self.send(&ControlMessage::Certificate(result)).await?;
             }
+            Effect::LogData { stream, data } => self.log_data(stream, data)?,
+            Effect::LogsEnd { stream, end } => self.logs_end(stream, end),
+            Effect::Break(what) => return Err(End::Protocol(what)),
         }
         Ok(None)
     }

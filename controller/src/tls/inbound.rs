@@ -74,6 +74,21 @@ impl Inbound {
             pause: None,
         });
     }
+
+    /// So many of the bytes that came had been asked for, and do not count.
+    pub fn asked_for(&mut self, bytes: usize) {
+        if let Intake::Paced(Pace {
+            rate,
+            bucket,
+            pause,
+        }) = &mut self.intake
+        {
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            // With what is around them, and what it costs to read them.
+            bucket.spend(*rate, -f64::from(bytes + bytes / 8 + 2 * READ));
+            *pause = bucket.debt(*rate).map(|debt| Box::pin(sleep(debt)));
+        }
+    }
 }
 
 impl Intake {
@@ -211,6 +226,29 @@ mod tests {
         // A read is a thousand bytes and what each read costs.
         let least = Duration::from_secs(100);
         assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+        drop(inbound);
+        flood.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_asked_for_is_read_as_it_comes() {
+        let (mut peer, mut inbound) = pair().await;
+        inbound.pace(Rate {
+            burst: 20_000.0,
+            per_second: 1.0,
+        });
+        let flood = tokio::spawn(async move { while peer.write_all(&[0; 4096]).await.is_ok() {} });
+        let begun = Instant::now();
+        let mut bytes = [0; 1000];
+        for _ in 0..1000 {
+            inbound.read_exact(&mut bytes).await.unwrap();
+            inbound.asked_for(bytes.len());
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            begun.elapsed()
+        );
         drop(inbound);
         flood.await.unwrap();
     }

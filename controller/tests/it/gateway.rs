@@ -2,6 +2,7 @@
 
 mod admission;
 mod floods;
+mod logs;
 mod recorder;
 mod slow_readers;
 mod stalls;

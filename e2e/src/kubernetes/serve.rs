@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{
     Call, World,
     kinds::Kind,
+    logs::Voice,
     store::{At, Done, Refused, Store, not_found, status},
 };
 
@@ -102,6 +103,10 @@ pub async fn answer(world: Arc<World>, request: Request<Incoming>) -> Result<Res
     Ok(match answered {
         Ok(Answer::Value(code, value)) => json_answer(code, &value),
         Ok(Answer::Watch(watch)) => watch_answer(&world, watch),
+        Ok(Answer::Log(voice)) => {
+            let tail = asked.of("tailLines").map(|it| it.parse().unwrap());
+            world.voices.answer(voice, asked.is("follow"), tail)
+        }
         Err(Refused(code, body)) => json_answer(code, &body),
     })
 }
@@ -109,6 +114,7 @@ pub async fn answer(world: Arc<World>, request: Request<Incoming>) -> Result<Res
 enum Answer {
     Value(u16, Value),
     Watch(Watch),
+    Log(Voice),
 }
 
 struct Watch {
@@ -140,6 +146,9 @@ fn route(world: &World, asked: &Asked) -> Result<Answer, Refused> {
         _ => return Err(no_such_path()),
     };
     let (namespace, plural, name) = match rest {
+        ["namespaces", namespace, "pods", pod, "log"] => {
+            return log(world, asked, namespace, pod);
+        }
         [] => return discovery(world, asked, group, version),
         ["namespaces", namespace, plural, rest @ ..] => {
             (*namespace, *plural, rest.first().copied())
@@ -212,6 +221,50 @@ fn route(world: &World, asked: &Asked) -> Result<Answer, Refused> {
                 .unwrap()
                 .delete(&at, &asked.body["preconditions"])?;
             Ok(Answer::Value(200, deleted))
+        }
+    }
+}
+
+/// The log of one container, which has to be named where there are several.
+fn log(world: &World, asked: &Asked, namespace: &str, pod: &str) -> Result<Answer, Refused> {
+    world.count(Call {
+        verb: "get".to_owned(),
+        resource: "pods/log".to_owned(),
+        namespace: namespace.to_owned(),
+        name: pod.to_owned(),
+        force: false,
+    });
+    let denied = ("get".to_owned(), "pods/log".to_owned());
+    if world.denied.lock().unwrap().contains(&denied) {
+        let message = format!(
+            "pods {pod:?} is forbidden: User \"longshore\" cannot get resource \"pods/log\" in API group \"\" in \
+             the namespace {namespace:?}"
+        );
+        return Err(status(403, "Forbidden", &message, &json!([])));
+    }
+    let at = (
+        String::new(),
+        "pods".to_owned(),
+        namespace.to_owned(),
+        pod.to_owned(),
+    );
+    let store = world.store.lock().unwrap();
+    let object = store
+        .objects
+        .get(&at)
+        .ok_or_else(|| not_found("pods", pod))?;
+    let containers = Store::shown(object)["spec"]["containers"].clone();
+    let names = containers.as_array().into_iter().flatten();
+    let names: Vec<_> = names.filter_map(|it| it["name"].as_str()).collect();
+    let named = asked.of("container").or(match names.as_slice() {
+        [only] => Some(*only),
+        _ => None,
+    });
+    match named.filter(|name| names.contains(name)) {
+        Some(name) => Ok(Answer::Log((at.2, at.3, name.to_owned()))),
+        None => {
+            let message = format!("container {named:?} is not valid for pod {pod}");
+            Err(status(400, "BadRequest", &message, &json!([])))
         }
     }
 }
@@ -296,11 +349,11 @@ fn list(world: &World, asked: &Asked, kind: &Kind, namespace: &str) -> Result<Va
 
 fn matches(object: &Value, selector: Option<&str>) -> bool {
     let labels = &object["metadata"]["labels"];
-    match selector.map(|selector| selector.split_once('=').unwrap_or((selector, ""))) {
-        None => true,
-        Some((label, "")) => !labels[label].is_null(),
+    let mut terms = selector.into_iter().flat_map(|it| it.split(','));
+    terms.all(|term| match term.split_once('=') {
+        None => !labels[term].is_null(),
         Some((label, value)) => labels[label] == value,
-    }
+    })
 }
 
 fn reduced(mut object: Value, partial: bool) -> Value {

@@ -4,6 +4,7 @@ mod applying;
 mod drifting;
 mod faults;
 mod identity;
+mod logging;
 mod pruning;
 mod scope;
 

@@ -62,6 +62,11 @@ async fn another_tenants_ids_do_not_exist() -> Result<()> {
             Value::Null,
         ),
         (
+            Method::GET,
+            format!("{fleet}/devices/store-0001/logs"),
+            Value::Null,
+        ),
+        (
             Method::POST,
             format!("{fleet}/devices/store-0002/approve"),
             Value::Null,

@@ -3,8 +3,8 @@
 use prost::Message as _;
 
 use super::{
-    ControlMessage, DecodeError, DeviceMessage, Held, Hello, MAX_DELTA_BODIES, MAX_PART, Part,
-    Patch, Phase, RejectReason, StatusReport,
+    ControlMessage, DecodeError, DeviceMessage, Held, Hello, LogEnd, LogRequest, MAX_DELTA_BODIES,
+    MAX_PART, Part, Patch, Phase, RejectReason, StatusReport,
 };
 use crate::{Condition, ConditionStatus, Digest, Entry, Generation, Object, ObjectKey, wire};
 
@@ -49,6 +49,20 @@ impl DeviceMessage {
                 conditions: report.conditions.into_iter().map(Into::into).collect(),
             }),
             Self::Renew { csr } => Kind::Renew(wire::Renew { csr }),
+            Self::LogChunk { stream, data } => Kind::LogChunk(wire::LogChunk { stream, data }),
+            Self::LogEnd { stream, end } => {
+                use wire::log_end::Reason;
+                let (reason, message) = match end {
+                    LogEnd::Done => (Reason::Done, String::new()),
+                    LogEnd::Refused(why) => (Reason::Refused, why),
+                    LogEnd::Failed(why) => (Reason::Failed, why),
+                };
+                Kind::LogEnd(wire::LogEnd {
+                    stream,
+                    reason: reason.into(),
+                    message,
+                })
+            }
         };
         wire::DeviceMessage { kind: Some(kind) }.encode_to_vec()
     }
@@ -95,6 +109,21 @@ impl DeviceMessage {
                 conditions: status.conditions.into_iter().map(Into::into).collect(),
             }),
             Kind::Renew(renew) => Self::Renew { csr: renew.csr },
+            Kind::LogChunk(chunk) => Self::LogChunk {
+                stream: chunk.stream,
+                data: chunk.data,
+            },
+            Kind::LogEnd(end) => {
+                use wire::log_end::Reason;
+                Self::LogEnd {
+                    stream: end.stream,
+                    end: match end.reason() {
+                        Reason::Done => LogEnd::Done,
+                        Reason::Refused => LogEnd::Refused(end.message),
+                        Reason::Failed => LogEnd::Failed(end.message),
+                    },
+                }
+            }
         }))
     }
 }
@@ -183,6 +212,23 @@ impl ControlMessage {
             }),
             Self::Decommission { reason } => Kind::Decommission(wire::Decommission { reason }),
             Self::Reconnect { after_ms } => Kind::Reconnect(wire::Reconnect { after_ms }),
+            Self::OpenLogs {
+                stream,
+                request,
+                credit,
+            } => Kind::OpenLogs(wire::OpenLogs {
+                stream,
+                object: request.object.map(Into::into),
+                container: request.container.unwrap_or_default(),
+                follow: request.follow,
+                tail: request.tail,
+                since: request.since,
+                credit,
+            }),
+            Self::GrantLogs { stream, credit } => {
+                Kind::GrantLogs(wire::GrantLogs { stream, credit })
+            }
+            Self::CloseLogs { stream } => Kind::CloseLogs(wire::CloseLogs { stream }),
         };
         wire::ControlMessage { kind: Some(kind) }.encode_to_vec()
     }
@@ -255,6 +301,24 @@ impl ControlMessage {
             },
             Kind::Reconnect(reconnect) => Self::Reconnect {
                 after_ms: reconnect.after_ms,
+            },
+            Kind::OpenLogs(open) => Self::OpenLogs {
+                stream: open.stream,
+                request: LogRequest {
+                    object: open.object.map(Into::into),
+                    container: Some(open.container).filter(|name| !name.is_empty()),
+                    follow: open.follow,
+                    tail: open.tail,
+                    since: open.since,
+                },
+                credit: open.credit,
+            },
+            Kind::GrantLogs(grant) => Self::GrantLogs {
+                stream: grant.stream,
+                credit: grant.credit,
+            },
+            Kind::CloseLogs(close) => Self::CloseLogs {
+                stream: close.stream,
             },
         }))
     }
@@ -531,6 +595,63 @@ mod tests {
                 reason: "gone".into(),
             },
             ControlMessage::Reconnect { after_ms: 9 },
+        ];
+        for message in from_control {
+            assert_eq!(
+                ControlMessage::decode(&message.encode()).unwrap(),
+                Some(message)
+            );
+        }
+    }
+
+    #[test]
+    fn messages_of_logs_survive_the_wire() {
+        let from_device = [
+            DeviceMessage::LogChunk {
+                stream: 7,
+                data: b"line\n".to_vec(),
+            },
+            DeviceMessage::LogEnd {
+                stream: 7,
+                end: LogEnd::Done,
+            },
+            DeviceMessage::LogEnd {
+                stream: 8,
+                end: LogEnd::Refused("no such container".into()),
+            },
+            DeviceMessage::LogEnd {
+                stream: 9,
+                end: LogEnd::Failed("the disk is gone".into()),
+            },
+        ];
+        for message in from_device {
+            assert_eq!(
+                DeviceMessage::decode(&message.encode()).unwrap(),
+                Some(message)
+            );
+        }
+        let from_control = [
+            ControlMessage::OpenLogs {
+                stream: 1,
+                request: LogRequest::default(),
+                credit: 9,
+            },
+            ControlMessage::OpenLogs {
+                stream: 2,
+                request: LogRequest {
+                    object: Some(object("a", 1).key().clone()),
+                    container: Some("till".into()),
+                    follow: true,
+                    tail: Some(0),
+                    since: Some(600),
+                },
+                credit: 9,
+            },
+            ControlMessage::GrantLogs {
+                stream: 1,
+                credit: 5,
+            },
+            ControlMessage::CloseLogs { stream: 1 },
         ];
         for message in from_control {
             assert_eq!(

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use crate::{
     Delta, Digest, Entry, Generation, ManifestSet, manifest,
     message::{
-        ControlMessage, DeviceMessage, Held, Hello, MAX_DELTA_BODIES, PATCHES, RejectReason,
-        StatusReport,
+        ControlMessage, DeviceMessage, Held, Hello, LOGS, LogEnd, LogRequest, MAX_DELTA_BODIES,
+        PATCHES, RejectReason, StatusReport, StreamId,
     },
-    session::RESEND_AFTER_MS,
+    session::{RESEND_AFTER_MS, logs::Demand},
 };
 
 /// What a device should run.
@@ -33,6 +33,25 @@ pub enum Event {
     Poked,
     /// Answers [`Effect::LoadDesired`]; `None` where the device has no desired state yet.
     Desired(Option<Desired>),
+    /// Somebody asks for a log. The driver names the stream; no name is ever used again.
+    OpenLogs {
+        /// The stream.
+        stream: StreamId,
+        /// Which log, and how much of it.
+        request: LogRequest,
+    },
+    /// Whoever asked took chunks that cost so much together.
+    LogsTaken {
+        /// The stream.
+        stream: StreamId,
+        /// [Their cost](crate::message::log_cost).
+        cost: u64,
+    },
+    /// Whoever asked is gone. Nothing more is heard of the stream.
+    CloseLogs {
+        /// The stream.
+        stream: StreamId,
+    },
     /// Time passed.
     Tick,
 }
@@ -95,6 +114,22 @@ pub enum Effect {
         /// The request in DER form.
         csr: Vec<u8>,
     },
+    /// This came of a log. It is never more than [`LOG_WINDOW`](crate::message::LOG_WINDOW) beyond what was taken.
+    LogData {
+        /// The stream.
+        stream: StreamId,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// A log stream is over.
+    LogsEnd {
+        /// The stream.
+        stream: StreamId,
+        /// Why.
+        end: LogEnd,
+    },
+    /// End the session: the device broke the protocol by sending this.
+    Break(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,14 +147,23 @@ struct InFlight {
     since: u64,
 }
 
+/// What the agent can do beyond the first version of the protocol.
+#[derive(Clone, Copy, Debug, Default)]
+struct Capabilities {
+    patches: bool,
+    logs: bool,
+}
+
 /// The machine. One per connection.
 #[derive(Debug, Default)]
 pub struct ControlSession {
     greeted: bool,
-    takes_patches: bool,
+    can: Capabilities,
     held: Option<Held>,
     in_flight: Option<InFlight>,
     poked_in_flight: bool,
+    /// Log streams. There are many sessions, and hardly any has some.
+    logs: Option<Box<Demand>>,
 }
 
 impl ControlSession {
@@ -145,15 +189,43 @@ impl ControlSession {
             Event::Poked => self.poked(),
             Event::Desired(Some(desired)) => self.desired(desired, now),
             Event::Desired(None) => Vec::new(),
+            Event::OpenLogs { stream, request } => self.open_logs(stream, request),
+            Event::LogsTaken { stream, cost } => self.logs(|logs| logs.taken(stream, cost)),
+            Event::CloseLogs { stream } => self.logs(|logs| logs.close(stream)),
             Event::Tick => self.tick(now),
         }
+    }
+
+    fn open_logs(&mut self, stream: StreamId, request: LogRequest) -> Vec<Effect> {
+        if self.can.logs {
+            return self.logs(|logs| logs.open(stream, request));
+        }
+        let why = if self.greeted {
+            "the device's agent is too old to be asked for logs; update it"
+        } else {
+            "the device has just connected; try again"
+        };
+        let end = LogEnd::Refused(why.to_owned());
+        vec![Effect::LogsEnd { stream, end }]
+    }
+
+    /// Where the last stream has ended, nothing is left of it.
+    fn logs(&mut self, change: impl FnOnce(&mut Demand) -> Vec<Effect>) -> Vec<Effect> {
+        let mut logs = self.logs.take().unwrap_or_default();
+        let effects = change(&mut logs);
+        self.logs = (!logs.is_empty()).then_some(logs);
+        effects
     }
 
     fn message(&mut self, message: DeviceMessage, now: u64) -> Vec<Effect> {
         match message {
             DeviceMessage::Hello(hello) => {
                 self.greeted = true;
-                self.takes_patches = hello.capabilities.iter().any(|it| it == PATCHES);
+                let can = |what| hello.capabilities.iter().any(|it| it == what);
+                self.can = Capabilities {
+                    patches: can(PATCHES),
+                    logs: can(LOGS),
+                };
                 self.held = hello.ledger;
                 self.in_flight = None;
                 vec![
@@ -172,6 +244,8 @@ impl ControlSession {
             } => self.rejected(generation, reason, message, now),
             DeviceMessage::Status(report) => vec![Effect::RecordStatus(report)],
             DeviceMessage::Renew { csr } => vec![Effect::IssueCertificate { csr }],
+            DeviceMessage::LogChunk { stream, data } => self.logs(|logs| logs.chunk(stream, data)),
+            DeviceMessage::LogEnd { stream, end } => self.logs(|logs| logs.ended(stream, end)),
         }
     }
 
@@ -232,7 +306,7 @@ impl ControlSession {
             Some((delta, base)) if fits(&delta) => {
                 flight.way = Way::Delta;
                 let replaced = delta.upserts.iter().filter_map(|it| base.entry(&it.key));
-                let previous = replaced.filter(|_| self.takes_patches).cloned().collect();
+                let previous = replaced.filter(|_| self.can.patches).cloned().collect();
                 Effect::SendDelta {
                     generation: flight.generation,
                     revision: flight.revision.clone(),

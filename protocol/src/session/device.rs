@@ -8,10 +8,10 @@ use std::{
 use crate::{
     Delta, Digest, Entry, Generation, ManifestSet, Object, ObjectKey, manifest,
     message::{
-        self, ControlMessage, DeviceMessage, Held, Hello, MAX_DELTA_BODIES, MAX_OBJECT,
-        MAX_OBJECTS, Part, Patch, RejectReason, StatusReport,
+        self, ControlMessage, DeviceMessage, Held, Hello, LogEnd, LogRequest, MAX_DELTA_BODIES,
+        MAX_OBJECT, MAX_OBJECTS, Part, Patch, RejectReason, StatusReport, StreamId,
     },
-    session::{Holding, RESEND_AFTER_MS},
+    session::{Holding, RESEND_AFTER_MS, logs::Supply},
 };
 
 /// What happens to the machine.
@@ -29,6 +29,25 @@ pub enum Event {
     Report(StatusReport),
     /// The certificate is to be renewed with this request, in DER form.
     Renew(Vec<u8>),
+    /// A log that was asked for is there.
+    LogsOpened {
+        /// The stream.
+        stream: StreamId,
+    },
+    /// Answers [`Effect::ReadLogs`].
+    LogsRead {
+        /// The stream.
+        stream: StreamId,
+        /// No more than was asked for.
+        data: Vec<u8>,
+    },
+    /// A log has ended, or is not to be had.
+    LogsEnded {
+        /// The stream.
+        stream: StreamId,
+        /// Why.
+        end: LogEnd,
+    },
     /// Time passed.
     Tick,
 }
@@ -55,6 +74,25 @@ pub enum Effect {
     Decommission {
         /// Why, for people.
         reason: String,
+    },
+    /// Open this log, and hand in `LogsOpened` or `LogsEnded` when that is done. All logs are closed when the connection is.
+    OpenLogs {
+        /// The stream.
+        stream: StreamId,
+        /// Which log, and how much of it.
+        request: LogRequest,
+    },
+    /// Read of an open log, and hand in `LogsRead` or `LogsEnded` when there is something.
+    ReadLogs {
+        /// The stream.
+        stream: StreamId,
+        /// No more than so many bytes.
+        most: usize,
+    },
+    /// Close a log; nobody wants more of it.
+    CloseLogs {
+        /// The stream.
+        stream: StreamId,
     },
     /// Close the connection and come back after this long, or after the usual backoff.
     Reconnect {
@@ -83,6 +121,7 @@ pub struct DeviceSession {
     pieces: BTreeMap<Digest, Vec<u8>>,
     report: Option<StatusReport>,
     link: Link,
+    logs: Supply,
 }
 
 /// What a delta carries.
@@ -110,6 +149,7 @@ impl DeviceSession {
             pieces: BTreeMap::new(),
             report: None,
             link: Link::Down,
+            logs: Supply::default(),
         }
     }
 
@@ -129,6 +169,7 @@ impl DeviceSession {
             Event::Connected(hello) => self.greet(hello, now),
             Event::Disconnected => {
                 self.link = Link::Down;
+                self.logs.clear();
                 Vec::new()
             }
             Event::Message(message) => self.message(message, now),
@@ -138,6 +179,9 @@ impl DeviceSession {
                 self.send(DeviceMessage::Status(report))
             }
             Event::Renew(csr) => self.send(DeviceMessage::Renew { csr }),
+            Event::LogsOpened { stream } => self.logs.opened(stream),
+            Event::LogsRead { stream, data } => self.logs.read(stream, data),
+            Event::LogsEnded { stream, end } => self.logs.ended(stream, end),
             Event::Tick => self.tick(now),
         }
     }
@@ -213,6 +257,13 @@ impl DeviceSession {
                     after_ms: Some(after_ms),
                 }]
             }
+            ControlMessage::OpenLogs {
+                stream,
+                request,
+                credit,
+            } => self.logs.open(stream, request, credit),
+            ControlMessage::GrantLogs { stream, credit } => self.logs.grant(stream, credit),
+            ControlMessage::CloseLogs { stream } => self.logs.close(stream),
         }
     }
 

@@ -180,18 +180,28 @@ impl Api {
 
     /// Opens a watch.
     pub(super) async fn watch(&self, path: &str, detail: Detail) -> Result<Lines, CallError> {
-        let request = request(Method::GET, path, detail.accept(false));
+        let body = self.open(path, detail.accept(false)).await?;
+        Ok(Lines {
+            body,
+            buffer: Vec::new(),
+            ended: false,
+        })
+    }
+
+    /// An answer that is read as it comes, such as a log.
+    pub(super) async fn stream(&self, path: &str) -> Result<Body, CallError> {
+        self.open(path, "*/*").await
+    }
+
+    async fn open(&self, path: &str, accept: &'static str) -> Result<Body, CallError> {
+        let request = request(Method::GET, path, accept);
         let response = patiently(self.send(request, Vec::new())).await?;
         let status = response.status();
         if !status.is_success() {
             let body = patiently(read(response)).await?;
             return Err(CallError::Refused(Box::new(Refusal::of(status, &body))));
         }
-        Ok(Lines {
-            body: response.into_body(),
-            buffer: Vec::new(),
-            ended: false,
-        })
+        Ok(response.into_body())
     }
 
     async fn json(

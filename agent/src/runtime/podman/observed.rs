@@ -161,11 +161,12 @@ impl Observed {
 impl ObservedPod {
     /// The ids of its containers, without the one that holds the pod together.
     fn members(&self) -> impl Iterator<Item = &str> {
-        let containers = self
-            .containers
-            .iter()
-            .map(|container| container.id.as_str());
-        containers.filter(|id| *id != self.infra_id)
+        self.workers().map(|container| container.id.as_str())
+    }
+
+    /// Its containers, without the one that holds the pod together.
+    pub(super) fn workers(&self) -> impl Iterator<Item = &ObservedContainer> {
+        self.containers.iter().filter(|it| it.id != self.infra_id)
     }
 
     /// A container, by its name in Podman.

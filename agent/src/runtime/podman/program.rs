@@ -4,7 +4,7 @@
 
 use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
-use longshore_protocol::DeviceId;
+use longshore_protocol::{DeviceId, message::LogRequest};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
@@ -259,6 +259,23 @@ impl Program {
             .with(["--format", "json", "--since", &since])
             .call
             .start()?)
+    }
+
+    /// What a container said, and says from now on where that is asked for. The container's stdout comes on stdout, its
+    /// stderr on stderr.
+    pub(super) fn logs(&self, id: &str, request: &LogRequest) -> Result<Group, PodmanError> {
+        let mut words = Vec::new();
+        if request.follow {
+            words.push("--follow".to_owned());
+        }
+        if let Some(lines) = request.tail {
+            words.push(format!("--tail={lines}"));
+        }
+        if let Some(seconds) = request.since {
+            words.push(format!("--since={seconds}s"));
+        }
+        words.push(id.to_owned());
+        Ok(self.command("logs", EVER).with(words).call.start()?)
     }
 
     fn labels(&self, object: &str) -> [String; 4] {

@@ -4,7 +4,6 @@ use longshore_protocol::{
     Delta, Entry,
     message::{DeviceMessage, StatusReport},
 };
-use tokio_tungstenite::tungstenite::Message;
 
 use crate::rate::Rate;
 
@@ -30,16 +29,27 @@ pub(crate) const TENANT_PACE: Rate = Rate {
 const BYTES_PER_FRAME: usize = 1024;
 
 /// How much of its pace a frame costs a device.
-pub(super) fn cost(frame: &Message) -> f64 {
-    let frames = u32::try_from(1 + frame.len() / BYTES_PER_FRAME).unwrap_or(u32::MAX);
+pub(super) fn cost(bytes: usize) -> f64 {
+    let frames = u32::try_from(1 + bytes / BYTES_PER_FRAME).unwrap_or(u32::MAX);
     f64::from(frames)
 }
 
 /// How much of it a portion of bodies costs that it asked for: whoever asks for the same again and again waits.
 pub(super) const PORTION: f64 = 1.0;
 
-/// How much of it a message costs beside its frame, for what it makes the controller do.
-pub(super) fn effort(message: &DeviceMessage) -> f64 {
+/// How much of it a chunk of a log costs: 200 of them, or 1.6 MB, are read in a second.
+const LOG_CHUNK: f64 = 0.25;
+
+/// How much of it a message costs that came in a frame of so many bytes, with what it makes the controller do.
+pub(super) fn price(message: &DeviceMessage, bytes: usize) -> f64 {
+    match message {
+        // Its bytes were asked for, and are bounded by their credit.
+        DeviceMessage::LogChunk { .. } => LOG_CHUNK,
+        other => cost(bytes) + effort(other),
+    }
+}
+
+fn effort(message: &DeviceMessage) -> f64 {
     match message {
         // A signature is checked and another one made.
         DeviceMessage::Renew { .. } => 100.0,
