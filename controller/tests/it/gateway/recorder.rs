@@ -314,7 +314,7 @@ async fn what_was_left_out_is_said_again(database: Database) {
     assert!(bench.view(stray).await.observed.is_none(), "it is left out");
 
     let strays = bench.recorder.strays(Duration::ZERO).await.unwrap();
-    assert_eq!(strays, std::slice::from_ref(&stray.id));
+    assert_eq!(strays, slice::from_ref(&stray.id));
     let settled = bench.recorder.strays(Duration::from_mins(1)).await.unwrap();
     assert_eq!(settled, [], "it may have come just now");
     bench.hub.come_again(&strays);
