@@ -89,14 +89,14 @@ impl Agent {
         last_retry: Duration,
     ) -> Self {
         let logs = Arc::new(NoLogs("no logs"));
-        Self::start_with(dir, identity, last_retry, wall, logs)
+        Self::start_with(network, dir, identity, last_retry, logs)
     }
 
     fn start_with(
+        network: Network,
         dir: tempfile::TempDir,
         identity: Identity,
         last_retry: Duration,
-        wall: Wall,
         logs: Arc<dyn Logs>,
     ) -> Self {
         let state = Arc::new(StateDir::open(&dir.path().join("state")).unwrap());
@@ -569,10 +569,10 @@ async fn a_log_is_read_as_it_is_granted_and_ends_with_its_reader() {
     let pki = Arc::new(Pki::new());
     let edge = Edge::start(pki.clone(), device(), 10_000, Behavior::default()).await;
     let agent = Agent::start_with(
+        Network::default(),
         tempfile::tempdir().unwrap(),
         identity(&pki, &edge, Life::USUAL),
         SHORT,
-        clock::system,
         Arc::new(Source(endless.clone())),
     );
     let mut seen = edge.seen.clone();
