@@ -4,10 +4,11 @@
 //! behind `LONGSHORE_AGENT_`. Once the device is enrolled, what says where it belongs does not count any more: that
 //! is then in the state directory. How to get there (`--proxy`, `--no-proxy`, `--ca`) does.
 
+mod last_good;
 mod resolve;
 mod values;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use clap::{Args, Parser, Subcommand};
 use longshore_protocol::{DeviceName, Digest};
@@ -18,10 +19,15 @@ use url::Url;
 
 use self::values::{Line, Period, SecretName};
 use crate::{
-    logs::Format, network::proxy::Proxies, runtime::command::CommandSettings, tls::Trust,
+    clock::Clock,
+    logs::Format,
+    network::{Network, proxy::Proxies},
+    runtime::command::CommandSettings,
+    tls::Trust,
     update::Policy,
 };
 
+pub use last_good::{LastGood, Origin, Refused, Standing};
 pub use resolve::ConfigError;
 
 const EXIT_CODES: &str = "\
@@ -36,7 +42,7 @@ Exit codes:
   7  the state directory cannot be used, or another agent runs on it";
 
 /// The command line.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "longshore-agent", version, after_help = EXIT_CODES)]
 #[command(
     about = "Runs what the fleet repo says this device should run, with or without a network."
@@ -57,6 +63,13 @@ pub struct Cli {
 enum Command {
     /// Print the resolved settings as TOML, without secrets, and exit.
     Config,
+    /// Look for what keeps this device from its work, say what to do about it, and exit, with 1 where something is
+    /// in the way.
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// What one source says. The file has the same shape as the command line.
@@ -276,6 +289,24 @@ struct Given {
         value_name = "DURATION"
     )]
     hook_timeout: Option<Period>,
+    /// A directory of files with facts about this device: `*.yaml`, `*.toml`, or lines `name=value`
+    /// [default: /etc/longshore/facts.d].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_FACTS_DIR",
+        value_name = "DIR"
+    )]
+    facts_dir: Option<PathBuf>,
+    /// How long a settings' file that was changed may take to connect before the one that connected last comes back,
+    /// or `never` [default: 10m].
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_AGENT_CONNECT_DEADLINE",
+        value_name = "DURATION"
+    )]
+    connect_deadline: Option<String>,
     /// How log lines look [default: auto, text on a terminal and JSON otherwise].
     #[arg(
         long,
@@ -327,6 +358,13 @@ pub enum Task {
     Print(String),
     /// Run with these settings.
     Run(Box<Settings>),
+    /// Look at everything that these settings, or what is wrong with them, lead to.
+    Examine {
+        /// The settings.
+        settings: Box<Result<Settings, ConfigError>>,
+        /// Whether programs read what is found.
+        json: bool,
+    },
 }
 
 /// The resolved settings.
@@ -350,10 +388,28 @@ pub struct Settings {
     pub token: Option<TokenSource>,
     /// Under which name.
     pub name: Option<DeviceName>,
+    /// Where the device's owner puts facts.
+    pub facts_dir: PathBuf,
+    /// Where these settings come from.
+    pub origin: Origin,
     /// What to log.
     pub log: Targets,
     /// And how.
     pub log_format: Format,
+}
+
+impl Settings {
+    /// How to get to the controller, by this clock.
+    pub(crate) fn network(&self, clock: Clock) -> Network {
+        Network {
+            clock,
+            proxies: Arc::new(self.proxies.clone()),
+            roots: match &self.trust {
+                Some(Trust::Bundle(pem)) => Some(pem.as_str().into()),
+                _ => None,
+            },
+        }
+    }
 }
 
 /// A runtime with its settings.
@@ -404,12 +460,16 @@ pub enum TokenSource {
 }
 
 impl Cli {
-    /// Reads the file and resolves.
+    /// Reads the file and resolves. Where the agent is to run and the file is of no use, those settings count that
+    /// connected last.
     pub fn resolve(self) -> Result<Task, ConfigError> {
-        let resolved = resolve::resolve(self.given)?;
         Ok(match self.command {
-            Some(Command::Config) => Task::Print(resolved.shown),
-            None => Task::Run(Box::new(resolved.settings)),
+            Some(Command::Config) => Task::Print(resolve::resolve(self.given)?.shown),
+            Some(Command::Doctor { json }) => Task::Examine {
+                settings: Box::new(resolve::with_last_good(self.given)),
+                json,
+            },
+            None => Task::Run(Box::new(resolve::with_last_good(self.given)?)),
         })
     }
 }

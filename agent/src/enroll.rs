@@ -34,6 +34,7 @@ use crate::{
     identity::{CertificateError, Chain, DeviceKey, Enrollment, Identity, Keep, StateError},
     network::Network,
     tls::{self, TlsError, Trust},
+    watchdog,
 };
 
 /// For how many seconds the controller may hold an answer.
@@ -124,6 +125,7 @@ pub async fn enroll(
             &application.token,
             &request,
         );
+        watchdog::beat(call::PATIENCE + Duration::from_secs(request.wait));
         let answer = tokio::select! {
             () = stop.cancelled() => return Err(EnrollError::Stopped),
             answer = call => answer,
@@ -191,6 +193,7 @@ pub async fn enroll(
                 backoff.after_failure()
             }
         };
+        watchdog::beat(wait);
         tokio::select! {
             () = stop.cancelled() => return Err(EnrollError::Stopped),
             () = time::sleep(wait) => {}

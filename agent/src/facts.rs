@@ -1,11 +1,125 @@
-//! What the device says of itself, for the approver and the inventory. All of it is best effort.
+//! What the device says of itself, for the approver, the inventory and, where `fleet.yaml` allows it, as labels. All of
+//! it is best effort.
+//!
+//! A [`Watcher`] looks every few minutes. What changes all the time, such as the temperature, is told in steps,
+//! and only when it has moved by one: a device that stands still says nothing.
 
-use std::{fs, path::Path};
+mod local;
+mod machine;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use longshore_protocol::{DeviceName, api::Facts};
+use tokio::{sync::watch, time};
 
-/// This device's facts.
-pub fn gather() -> Facts {
+use crate::watchdog;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_mins(3);
+/// Temperatures are told in steps of so many degrees.
+const DEGREES: u64 = 5;
+/// Room on the disk is told in steps of so many percent.
+const PERCENT: u64 = 5;
+
+/// Looks at the device again and again.
+#[derive(Debug)]
+pub struct Watcher {
+    /// Where the device's owner puts facts.
+    local: PathBuf,
+    /// Which disk matters.
+    disk: PathBuf,
+    temperature: Step,
+    room: Step,
+    /// What was wrong with the owner's facts at the last look.
+    wrong: Vec<String>,
+}
+
+/// A number that is told coarsely, and again only when it has moved.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    size: u64,
+    told: Option<u64>,
+}
+
+impl Step {
+    fn of(size: u64) -> Self {
+        Self { size, told: None }
+    }
+
+    fn tell(&mut self, now: u64) -> u64 {
+        let near = self.told.filter(|told| told.abs_diff(now) < self.size);
+        let rounded = (now + self.size / 2) / self.size * self.size;
+        *self.told.insert(near.unwrap_or(rounded))
+    }
+}
+
+impl Watcher {
+    /// Adds the facts in the directory `local` to those of the machine and of the disk that `disk` is on.
+    pub fn new(local: PathBuf, disk: PathBuf) -> Self {
+        Self {
+            local,
+            disk,
+            temperature: Step::of(DEGREES),
+            room: Step::of(PERCENT),
+            wrong: Vec::new(),
+        }
+    }
+
+    /// The facts now.
+    pub fn look(&mut self) -> Facts {
+        let (mut facts, wrong) = local::read(&self.local);
+        if wrong != self.wrong {
+            for wrong in &wrong {
+                tracing::warn!(wrong, "a fact is left out");
+            }
+            self.wrong = wrong;
+        }
+        facts.extend(gather());
+        if let Some((total, free)) = machine::disk(&self.disk) {
+            facts.insert("disk".to_owned(), machine::bytes(total));
+            let percent = self.room.tell(free.saturating_mul(100) / total.max(1));
+            facts.insert("disk-free".to_owned(), format!("{percent} %"));
+        }
+        if let Some(degrees) = machine::temperature(Path::new("/sys/class/thermal")) {
+            let degrees = self.temperature.tell(degrees);
+            facts.insert("temperature".to_owned(), format!("{degrees} C"));
+        }
+        facts
+    }
+
+    /// Keeps the facts of `told` up to date, with the runtime's version as `runtime` has it.
+    pub async fn run(mut self, told: watch::Sender<Facts>, mut runtime: watch::Receiver<String>) {
+        loop {
+            watchdog::beat(watchdog::FILES);
+            let looked = tokio::task::spawn_blocking(move || (self.look(), self)).await;
+            let Ok((mut facts, watcher)) = looked else {
+                return;
+            };
+            self = watcher;
+            let version = runtime.borrow_and_update().clone();
+            if !version.is_empty() {
+                facts.insert("runtime".to_owned(), version);
+            }
+            told.send_if_modified(|told| {
+                let is_news = *told != facts;
+                *told = facts;
+                is_news
+            });
+            watchdog::beat(LOOK);
+            tokio::select! {
+                () = time::sleep(LOOK) => {}
+                Ok(()) = runtime.changed() => {}
+            }
+        }
+    }
+}
+
+/// The facts that do not change while the machine runs, and its addresses.
+fn gather() -> Facts {
     let system = rustix::system::uname();
     let kernel = format!("{} {}", text(system.sysname()), text(system.release()));
     let mut facts = Facts::from([
@@ -14,7 +128,9 @@ pub fn gather() -> Facts {
         ("hostname".to_owned(), text(system.nodename())),
         ("kernel".to_owned(), kernel),
     ]);
+    let addresses = machine::addresses();
     let found = [
+        ("addresses", Some(addresses).filter(|it| !it.is_empty())),
         ("os", first_line("/etc/os-release", "PRETTY_NAME=")),
         ("memory", first_line("/proc/meminfo", "MemTotal:")),
         (
@@ -88,8 +204,42 @@ mod tests {
     }
 
     #[test]
+    fn what_moves_is_told_in_steps() {
+        let mut step = Step::of(5);
+        let told: Vec<_> = [41, 44, 45, 43, 47, 50, 39]
+            .map(|now| step.tell(now))
+            .into();
+        assert_eq!(told, [40, 40, 45, 45, 45, 50, 40]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_changes_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = watch::Sender::new(Facts::new());
+        let mut following = told.subscribe();
+        let version = watch::Sender::new(String::new());
+        let watcher = Watcher::new(dir.path().to_owned(), dir.path().to_owned());
+        let running = tokio::spawn(watcher.run(told, version.subscribe()));
+        let has = |name: &'static str| move |facts: &Facts| facts.contains_key(name);
+        following.wait_for(has("arch")).await.unwrap();
+        fs::write(dir.path().join("site"), "site = madrid\narch = fake\n").unwrap();
+        let facts = following.wait_for(has("site")).await.unwrap().clone();
+        assert_eq!(facts["site"], "madrid");
+        assert_eq!(
+            facts["arch"],
+            std::env::consts::ARCH,
+            "the machine's own facts are not to be replaced"
+        );
+        version.send_replace("podman version 5".into());
+        following.wait_for(has("runtime")).await.unwrap();
+        running.abort();
+    }
+
+    #[test]
     fn there_is_something_to_say() {
-        let facts = gather();
+        let dir = Path::new("/");
+        let facts = Watcher::new(dir.join("no-such-directory"), dir.to_owned()).look();
+        assert!(facts.contains_key("disk"), "{facts:?}");
         assert!(
             facts.contains_key("arch") && facts.contains_key("kernel"),
             "{facts:?}"

@@ -167,7 +167,7 @@ pub trait Keep: Send + Sync + 'static {
 pub struct StateDir {
     folder: Folder,
     secret: Option<Secret>,
-    _lock: OwnedFd,
+    _lock: Option<OwnedFd>,
 }
 
 impl StateDir {
@@ -193,8 +193,32 @@ impl StateDir {
         Ok(Self {
             folder,
             secret: None,
-            _lock: lock,
+            _lock: Some(lock),
         })
+    }
+
+    /// Opens it for a look, beside the agent that may be running on it; `None` where it is not there. Whoever looks
+    /// must not write.
+    pub fn peek(path: &Path) -> Result<Option<Self>, StateError> {
+        match Folder::open(path) {
+            Ok(folder) => Ok(Some(Self {
+                folder,
+                secret: None,
+                _lock: None,
+            })),
+            Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Owner and permission bits of the directory.
+    pub fn owner_and_mode(&self) -> Result<(u32, u32), StateError> {
+        Ok(self.folder.owner_and_mode()?)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The same directory once more, for the ledger.

@@ -24,6 +24,7 @@ use longshore_protocol::session::Holding;
 use crate::{
     files::{FileError, Folder, Found},
     update::{Record, Way},
+    watchdog,
 };
 
 pub use format::InvalidLedger;
@@ -233,6 +234,7 @@ impl Ledger {
 
 impl Keep for Ledger {
     async fn keep(self: Arc<Self>, holding: Arc<Holding>) -> Result<(), String> {
+        watchdog::allow(watchdog::FILES);
         tokio::task::spawn_blocking(move || {
             self.store(&holding).map_err(|error| crate::causes(&error))
         })

@@ -16,6 +16,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod doctor;
 pub mod enroll;
 pub mod facts;
 pub mod files;
@@ -35,6 +36,7 @@ pub mod runtime;
 pub mod sim;
 pub mod tls;
 pub mod update;
+pub mod watchdog;
 
 /// An error and its causes in one line.
 pub(crate) fn causes(error: &dyn std::error::Error) -> String {

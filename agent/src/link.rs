@@ -38,6 +38,7 @@ use crate::{
     report::Reporter,
     runtime::logs::Logs,
     tls::{self, TlsError},
+    watchdog,
 };
 
 /// A connection that held for this long was a good one.
@@ -89,7 +90,7 @@ pub struct Link<S = StateDir, L = Ledger> {
     /// Where its workloads' logs are to be had.
     pub logs: Arc<dyn Logs>,
     /// What the device says of itself.
-    pub facts: Facts,
+    pub facts: watch::Receiver<Facts>,
     /// How often what happens.
     pub timing: Timing,
     /// How to get to the controller, and what time it is.
@@ -163,6 +164,7 @@ impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
         }
         loop {
             self.keep_what_passes();
+            watchdog::beat(dial::PATIENCE);
             let dialed = tokio::select! {
                 () = stop.cancelled() => return Ok(Ended::Stopped),
                 dialed = dial::dial(&self.network, &self.identity, tls.clone()) => dialed,
@@ -218,6 +220,7 @@ impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
                     }
                 }
             };
+            watchdog::beat(wait);
             tokio::select! {
                 () = stop.cancelled() => return Ok(Ended::Stopped),
                 () = time::sleep(wait) => {}

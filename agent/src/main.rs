@@ -5,19 +5,40 @@ use std::{error::Error, io::Write as _, process::ExitCode, time::Duration};
 use clap::Parser as _;
 use longshore_agent::{
     config::{Cli, Settings, Task},
-    logs,
-    run::{self, RunError},
+    doctor, logs,
+    run::{self, Outcome, RunError},
 };
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    match Cli::parse().resolve() {
-        Ok(Task::Print(shown)) => match std::io::stdout().write_all(shown.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
+    let cli = Cli::parse();
+    match cli.clone().resolve() {
+        Ok(Task::Print(shown)) => print(&shown, ExitCode::SUCCESS),
+        Ok(Task::Examine { settings, json }) => match tokio_runtime() {
+            Ok(runtime) => {
+                let findings = runtime.block_on(doctor::examine((*settings).as_ref()));
+                runtime.shutdown_timeout(Duration::from_secs(1));
+                let shown = if json {
+                    findings.json()
+                } else {
+                    findings.text()
+                };
+                print(
+                    &shown,
+                    if findings.ok {
+                        ExitCode::SUCCESS
+                    } else {
+                        ExitCode::FAILURE
+                    },
+                )
+            }
             Err(error) => fail(1, &error),
         },
-        Ok(Task::Run(settings)) => start(*settings),
+        Ok(Task::Run(settings)) => start(&cli, *settings),
         Err(error) => {
             let error = RunError::from(error);
             fail(error.exit_code(), &error)
@@ -25,17 +46,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(settings: Settings) -> ExitCode {
-    logs::start(settings.log_format, settings.log.clone());
-    // One thread is plenty for one connection, and small.
-    let built = tokio::runtime::Builder::new_current_thread()
+fn print(shown: &str, code: ExitCode) -> ExitCode {
+    match std::io::stdout().write_all(shown.as_bytes()) {
+        Ok(()) => code,
+        Err(error) => fail(1, &error),
+    }
+}
+
+// One thread is plenty for one connection, and small.
+fn tokio_runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build();
-    let runtime = match built {
+        .build()
+}
+
+fn start(cli: &Cli, settings: Settings) -> ExitCode {
+    logs::start(settings.log_format, settings.log.clone());
+    let runtime = match tokio_runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &error),
     };
-    let ended = runtime.block_on(until_signalled(settings));
+    let ended = runtime.block_on(until_signalled(cli, settings));
     // Everything that matters has been waited for; a name server that does not answer has not.
     runtime.shutdown_timeout(Duration::from_secs(1));
     match ended {
@@ -44,7 +75,7 @@ fn start(settings: Settings) -> ExitCode {
     }
 }
 
-async fn until_signalled(settings: Settings) -> Result<(), RunError> {
+async fn until_signalled(cli: &Cli, mut settings: Settings) -> Result<(), RunError> {
     let stop = CancellationToken::new();
     // Before anything else: a signal must never find nobody at home.
     if let (Ok(terminate), Ok(interrupt)) = (
@@ -59,7 +90,13 @@ async fn until_signalled(settings: Settings) -> Result<(), RunError> {
     } else {
         tracing::warn!("signals cannot be handled; they end the process at once");
     }
-    run::run(settings, stop).await
+    while run::run(settings, stop.clone()).await? == Outcome::ReadAnew {
+        settings = match cli.clone().resolve()? {
+            Task::Run(settings) => *settings,
+            Task::Print(_) | Task::Examine { .. } => break,
+        };
+    }
+    Ok(())
 }
 
 async fn stop_at_signal(mut terminate: Signal, mut interrupt: Signal, stop: CancellationToken) {

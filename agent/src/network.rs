@@ -87,6 +87,13 @@ pub(crate) enum Unreachable {
 }
 
 impl Network {
+    /// The proxy before this address, without what is secret, where there is one.
+    pub(crate) fn stands_before(&self, url: &Url) -> Option<String> {
+        let uri = Target::of(url)?.uri()?;
+        self.proxies.before(&uri)?;
+        self.proxies.shown()
+    }
+
     /// Connects to the target, or has a proxy do so.
     pub(crate) async fn reach(&self, target: &Target) -> Result<Box<dyn Connection>, Unreachable> {
         let uri = target.uri().ok_or(Unreachable::Address)?;

@@ -20,6 +20,8 @@ use tokio::{
     time,
 };
 
+use crate::watchdog;
+
 /// How much of the end of what a program says is kept.
 const TAIL: usize = 4 * 1024;
 
@@ -127,6 +129,7 @@ impl Call {
     pub async fn run(self) -> Result<Ended, ProcessError> {
         let limit = self.limit;
         let program = self.program.clone();
+        watchdog::allow(limit);
         let mut group = Group::start(&self)?;
         let ended = time::timeout(limit, group.watch(self.input, self.most_output)).await;
         match ended {
@@ -279,6 +282,19 @@ async fn tail(mut from: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
         kept.extend_from_slice(chunk.get(..read).unwrap_or_default());
         kept.drain(..kept.len().saturating_sub(TAIL));
     }
+}
+
+/// The file that a call of this program would run: itself where it is a path, else the first of that name in `search`.
+pub fn find(program: &str, search: &OsStr) -> Option<PathBuf> {
+    let can_run = |path: &PathBuf| {
+        path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+    };
+    if program.contains('/') {
+        return Some(PathBuf::from(program)).filter(can_run);
+    }
+    std::env::split_paths(search)
+        .map(|folder| folder.join(program))
+        .find(can_run)
 }
 
 /// Lines of printable text.

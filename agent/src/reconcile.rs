@@ -36,6 +36,7 @@ use crate::{
         health::{self, Health},
     },
     update::{self, Aim, Stay, Updates},
+    watchdog,
 };
 
 /// How often to look.
@@ -76,6 +77,8 @@ pub struct Reconciler<R: ?Sized> {
     followed_up: Option<Held>,
     updates: Updates,
     ledger: Option<Arc<Ledger>>,
+    /// What it applies to, with its version.
+    version: watch::Sender<String>,
 }
 
 /// What a pass is about.
@@ -113,7 +116,13 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
             followed_up: None,
             updates: Updates::default(),
             ledger: None,
+            version: watch::Sender::default(),
         }
+    }
+
+    /// Tells what the runtime is, with its version, whenever a set was applied anew.
+    pub fn version(&self) -> watch::Receiver<String> {
+        self.version.subscribe()
     }
 
     /// Moves from set to set as `updates` decides, and keeps in `ledger` what the next start has to know.
@@ -128,7 +137,9 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
     pub async fn run(mut self, stop: CancellationToken) -> Box<R> {
         let mut cause = Cause::Target;
         loop {
+            watchdog::beat(Duration::ZERO);
             let wait = self.pass(cause).await;
+            watchdog::beat(wait);
             cause = tokio::select! {
                 () = stop.cancelled() => return self.runtime,
                 cause = self.next(wait) => cause,
@@ -272,6 +283,9 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
         let changes = applied?;
         let fresh = self.applied.replace(held) != Some(held);
         self.tell_drift(held, fresh, pass.cause, &changes);
+        if fresh && let Ok(version) = self.runtime.probe().await {
+            self.version.send_replace(version);
+        }
         Ok(changes)
     }
 
@@ -366,6 +380,7 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
         let Some(ledger) = self.ledger.clone() else {
             return;
         };
+        watchdog::allow(watchdog::FILES);
         let written = tokio::task::spawn_blocking(move || write(&ledger)).await;
         if let Ok(Err(error)) = written {
             tracing::warn!(

@@ -26,6 +26,8 @@ pub const ROLLED_BACK: &str = "RolledBack";
 pub const OFFLINE: &str = "Offline";
 /// The ledger can be read and written.
 pub const LEDGER_WRITABLE: &str = "LedgerWritable";
+/// The settings' file is not in force, and why.
+pub const CONFIG_INVALID: &str = "ConfigInvalid";
 
 /// Changes the report.
 #[derive(Clone, Debug)]

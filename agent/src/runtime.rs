@@ -56,6 +56,11 @@ pub trait Runtime: Send + 'static {
         Arc::new(NoLogs("the device's runtime keeps no logs of workloads"))
     }
 
+    /// Whether there is something to apply to, and what it is, with its version, for people. Changes nothing.
+    async fn probe(&mut self) -> Result<String, ApplyError> {
+        Ok(String::new())
+    }
+
     /// Removes everything that was applied.
     async fn clear(&mut self) -> Result<Changes, ApplyError>;
 
@@ -71,6 +76,19 @@ pub struct Owner {
     pub id: DeviceId,
     /// Its name, for people.
     pub name: String,
+}
+
+impl Owner {
+    /// The device's own, or nobody's, for a runtime that is only looked at.
+    pub fn of(identity: Option<&Identity>) -> Self {
+        identity.map_or_else(
+            || Self {
+                id: DeviceId::from_random([0; 16]),
+                name: String::new(),
+            },
+            Self::from,
+        )
+    }
 }
 
 impl From<&Identity> for Owner {

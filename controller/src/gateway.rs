@@ -22,10 +22,11 @@ use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use http::{
     HeaderValue, Response, StatusCode,
     header::{
-        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER,
+        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER,
         SEC_WEBSOCKET_PROTOCOL,
     },
 };
+use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 use longshore_protocol::{
     DeviceId, TenantName,
     api::{DeviceState, EDGE_PATH, EnrollRejected, SUBPROTOCOL},
@@ -54,6 +55,7 @@ pub use self::{incoming::Incoming, lookups::Lookups, places::Places, recorder::R
 
 use crate::{
     ca::{Ca, DeviceIdentity, identity_of},
+    clock,
     error::chain,
     hub::Hub,
     metrics::Metrics,
@@ -311,22 +313,6 @@ fn admit(
             "the path is not known",
         ));
     }
-    let speaks = request
-        .headers()
-        .get_all(SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .any(|value| {
-            value
-                .to_str()
-                .is_ok_and(|list| list.split(',').any(|name| name.trim() == SUBPROTOCOL))
-        });
-    if !speaks {
-        return Err(refuse(
-            StatusCode::BAD_REQUEST,
-            "unknown",
-            "the subprotocol is not offered",
-        ));
-    }
     let token = request
         .headers()
         .get(AUTHORIZATION)
@@ -342,7 +328,8 @@ fn admit(
             "unauthorized",
             "the certificate and the device token do not belong to the same device",
         )),
-        Some((DeviceState::Active, _)) => Ok(()),
+        // Last, so that a device can ask how it stands without a session: `longshore-agent doctor` does.
+        Some((DeviceState::Active, _)) => speaks(request),
         Some((DeviceState::Decommissioned, reason)) => {
             Err(refuse(StatusCode::FORBIDDEN, "decommissioned", reason))
         }
@@ -350,6 +337,35 @@ fn admit(
             Err(refuse(StatusCode::FORBIDDEN, "rejected", reason))
         }
     }
+}
+
+#[expect(
+    clippy::result_large_err,
+    reason = "the error type is the WebSocket library's"
+)]
+fn speaks(request: &Request) -> Result<(), ErrorResponse> {
+    let offered = request.headers().get_all(SEC_WEBSOCKET_PROTOCOL);
+    let speaks = offered.iter().any(|value| {
+        value
+            .to_str()
+            .is_ok_and(|list| list.split(',').any(|name| name.trim() == SUBPROTOCOL))
+    });
+    if speaks {
+        return Ok(());
+    }
+    Err(refuse(
+        StatusCode::BAD_REQUEST,
+        "unknown",
+        "the subprotocol is not offered",
+    ))
+}
+
+/// Now, as RFC 9110 section 5.6.7 writes it: a device that is refused may be so because its clock is wrong.
+fn date() -> Option<HeaderValue> {
+    let now = i64::try_from(clock::now_ms()).ok()?;
+    let now = Timestamp::from_millisecond(now).ok()?;
+    let now = DateTimePrinter::new().timestamp_to_rfc9110_string(&now);
+    HeaderValue::try_from(now.ok()?).ok()
 }
 
 fn refuse(status: StatusCode, state: &str, reason: &str) -> ErrorResponse {
@@ -365,6 +381,9 @@ fn refuse(status: StatusCode, state: &str, reason: &str) -> ErrorResponse {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_LENGTH, length);
+    if let Some(now) = date() {
+        headers.insert(DATE, now);
+    }
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

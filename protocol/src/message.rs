@@ -128,6 +128,8 @@ pub enum DeviceMessage {
     },
     /// How the runtime does.
     Status(StatusReport),
+    /// What the device says of itself, in place of what it said before.
+    Facts(BTreeMap<String, String>),
     /// Asks for a new certificate.
     Renew {
         /// The signing request in DER form, with a fresh key.

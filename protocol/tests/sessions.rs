@@ -244,6 +244,7 @@ impl World {
                     self.control(control::Event::Poked);
                 }
                 control::Effect::RecordHello(_)
+                | control::Effect::RecordFacts(_)
                 | control::Effect::RecordAccepted(_)
                 | control::Effect::RecordReject { .. }
                 | control::Effect::RecordStatus(_)

@@ -12,8 +12,9 @@ use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use super::{
-    Given, IdentitySecret, KubeSettings, Layout, RuntimeKind, RuntimeSettings, Settings,
-    TokenSource,
+    Given, IdentitySecret, KubeSettings, LastGood, Layout, Origin, Refused, RuntimeKind,
+    RuntimeSettings, Settings, Standing, TokenSource,
+    last_good::{digest_of, essence, read_file},
     values::{Line, Period},
 };
 use crate::{
@@ -26,6 +27,7 @@ use crate::{
 };
 
 const DEFAULT_FILE: &str = "/etc/longshore/agent.toml";
+const DEFAULT_FACTS_DIR: &str = "/etc/longshore/facts.d";
 const DEFAULT_HOOK_TIMEOUT: Period = Period(Duration::from_mins(5));
 const DEFAULT_COMMAND_TIMEOUT: Period = Period(Duration::from_mins(5));
 const DEFAULT_STATE_DIR: &str = "/var/lib/longshore-agent";
@@ -63,8 +65,8 @@ pub enum ConfigError {
     #[error("--update-window: {0}")]
     Window(#[from] InvalidWindow),
     /// A deadline that is none.
-    #[error("--progress-deadline: {0}, nor `never`")]
-    Deadline(String),
+    #[error("{0}: {1}, nor `never`")]
+    Deadline(&'static str, String),
     /// A token file without a token.
     #[error("{0} holds no token")]
     EmptyToken(PathBuf),
@@ -126,13 +128,68 @@ struct Shown<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     after_update: Option<&'a Path>,
     hook_timeout: Period,
+    facts_dir: &'a Path,
+    connect_deadline: &'a str,
     log: &'a str,
     log_format: Format,
 }
 
+/// What the settings' file and everything above it says.
 pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
-    let below = file(given.config.as_deref())?;
-    let given = given.over(below);
+    let text = file(given.config.as_deref())?;
+    let below = parse(&path_of(&given), &text)?;
+    settle(given.over(below))
+}
+
+/// The same, or what the file that connected last says, where the present one is of no use.
+pub(super) fn with_last_good(given: Given) -> Result<Settings, ConfigError> {
+    let path = path_of(&given);
+    let digest = digest_of(&path);
+    let read = file(given.config.as_deref()).and_then(|text| {
+        let resolved = settle(given.clone().over(parse(&path, &text)?))?;
+        Ok((resolved.settings, essence(&text).unwrap_or_default()))
+    });
+    let state_dir = match &read {
+        Ok((settings, _)) => settings.state_dir.clone(),
+        Err(_) => given.state_dir(),
+    };
+    // Before the first start there is no state directory, and nothing to come back to.
+    let last_good = LastGood::open(&state_dir).ok();
+    let copy = last_good.as_ref().and_then(LastGood::copy);
+    let come_back = |refused| {
+        let below = parse(&path, copy.as_deref()?).ok()?;
+        let mut settings = settle(given.clone().over(below)).ok()?.settings;
+        settings.origin.standing = Standing::Refused(refused);
+        Some(settings)
+    };
+    let mut settings = match read {
+        Ok((mut settings, essence)) => {
+            let is_new = copy.as_ref().is_some_and(|copy| *copy != essence);
+            let refused = last_good
+                .as_ref()
+                .zip(digest.filter(|_| is_new))
+                .and_then(|(last_good, digest)| last_good.refusal(digest));
+            match refused.and_then(come_back) {
+                Some(settings) => settings,
+                None => {
+                    settings.origin.standing = match settings.origin.standing {
+                        Standing::OnTrial(_, deadline) if is_new => {
+                            Standing::OnTrial(essence, deadline)
+                        }
+                        _ => Standing::Holds(essence),
+                    };
+                    settings
+                }
+            }
+        }
+        Err(error) => come_back(Refused::Invalid(crate::causes(&error))).ok_or(error)?,
+    };
+    settings.origin.path = path;
+    settings.origin.digest = digest;
+    Ok(settings)
+}
+
+fn settle(given: Given) -> Result<Resolved, ConfigError> {
     let trust = match (given.ca_fingerprint, &given.ca) {
         (Some(_), Some(_)) => return Err(ConfigError::Both("--ca-fingerprint", "--ca")),
         (Some(pin), None) => Some(Trust::Fingerprint(pin)),
@@ -152,10 +209,7 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
     let targets: Targets = log
         .parse()
         .map_err(|_invalid| ConfigError::Log(log.to_owned()))?;
-    let state_dir = given
-        .state_dir
-        .clone()
-        .unwrap_or_else(|| DEFAULT_STATE_DIR.into());
+    let state_dir = given.state_dir();
     let directory = given
         .directory
         .clone()
@@ -169,6 +223,10 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
     let runtime = given.runtime.unwrap_or_default();
     let updates = given.updates()?;
     let proxies = given.proxies(|name| std::env::var(name).ok())?;
+    let connect_deadline = given.connect_deadline().to_owned();
+    let facts_dir = given.facts_dir.clone();
+    let facts_dir = facts_dir.unwrap_or_else(|| DEFAULT_FACTS_DIR.into());
+    let on_trial = deadline("--connect-deadline", &connect_deadline)?;
     let shown = Shown {
         server: given.server.as_ref(),
         ca_fingerprint: given.ca_fingerprint,
@@ -195,6 +253,8 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
         before_update: given.before_update.as_deref(),
         after_update: given.after_update.as_deref(),
         hook_timeout: given.hook_timeout(),
+        facts_dir: &facts_dir,
+        connect_deadline: &connect_deadline,
         log,
         log_format,
     };
@@ -234,6 +294,11 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
         proxies,
         token,
         name,
+        facts_dir,
+        origin: Origin {
+            standing: Standing::OnTrial(String::new(), on_trial),
+            ..Origin::default()
+        },
         log: targets,
         log_format,
     };
@@ -279,6 +344,8 @@ impl Given {
             before_update: self.before_update.or(below.before_update),
             after_update: self.after_update.or(below.after_update),
             hook_timeout: self.hook_timeout.or(below.hook_timeout),
+            facts_dir: self.facts_dir.or(below.facts_dir),
+            connect_deadline: self.connect_deadline.or(below.connect_deadline),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
         }
@@ -286,10 +353,7 @@ impl Given {
 
     fn updates(&self) -> Result<Policy, ConfigError> {
         let windows = self.update_window.iter().map(|text| text.parse());
-        let deadline = match self.progress_deadline() {
-            "never" => None,
-            text => Some(text.parse::<Period>().map_err(ConfigError::Deadline)?.0),
-        };
+        let deadline = deadline("--progress-deadline", self.progress_deadline())?;
         Ok(Policy {
             windows: windows.collect::<Result<_, _>>()?,
             hooks: Hooks {
@@ -335,6 +399,15 @@ impl Given {
         self.progress_deadline.as_deref().unwrap_or("10m")
     }
 
+    fn connect_deadline(&self) -> &str {
+        self.connect_deadline.as_deref().unwrap_or("10m")
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        let default = || DEFAULT_STATE_DIR.into();
+        self.state_dir.clone().unwrap_or_else(default)
+    }
+
     fn hook_timeout(&self) -> Period {
         self.hook_timeout.unwrap_or(DEFAULT_HOOK_TIMEOUT)
     }
@@ -357,13 +430,32 @@ impl TokenSource {
     }
 }
 
-fn file(named: Option<&Path>) -> Result<Given, ConfigError> {
+/// A time, or `None` for `never`.
+fn deadline(flag: &'static str, text: &str) -> Result<Option<Duration>, ConfigError> {
+    if text == "never" {
+        return Ok(None);
+    }
+    let period = text.parse::<Period>();
+    let period = period.map_err(|wrong| ConfigError::Deadline(flag, wrong))?;
+    Ok(Some(period.0))
+}
+
+fn path_of(given: &Given) -> PathBuf {
+    let default = || DEFAULT_FILE.into();
+    given.config.clone().unwrap_or_else(default)
+}
+
+/// The text of the file. One that nobody named need not be there.
+fn file(named: Option<&Path>) -> Result<String, ConfigError> {
     let path = named.unwrap_or_else(|| Path::new(DEFAULT_FILE));
     if named.is_none() && !path.exists() {
-        return Ok(Given::default());
+        return Ok(String::new());
     }
-    let text = read(path)?;
-    toml::from_str(&text).map_err(|error| ConfigError::Toml(path.to_owned(), Box::new(error)))
+    read(path)
+}
+
+fn parse(path: &Path, text: &str) -> Result<Given, ConfigError> {
+    toml::from_str(text).map_err(|error| ConfigError::Toml(path.to_owned(), Box::new(error)))
 }
 
 /// Root certificates, one or several.
@@ -374,7 +466,7 @@ fn bundle(path: &Path) -> Result<String, ConfigError> {
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|error| ConfigError::Read(path.to_owned(), error))
+    read_file(path).map_err(|error| ConfigError::Read(path.to_owned(), error))
 }
 
 #[cfg(test)]
@@ -386,14 +478,14 @@ mod tests {
 
     const PIN: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-    fn parse(args: &[&str]) -> Result<Task, ConfigError> {
+    fn task(args: &[&str]) -> Result<Task, ConfigError> {
         Cli::parse_from(["longshore-agent"].iter().chain(args)).resolve()
     }
 
     fn settings(args: &[&str]) -> Settings {
-        match parse(args).unwrap() {
+        match task(args).unwrap() {
             Task::Run(settings) => *settings,
-            Task::Print(shown) => panic!("{shown}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -423,7 +515,7 @@ mod tests {
         assert_eq!(directory, Path::new("/s/manifests"));
         let both = settings(&["--config", file, "--token-file", "/t"]);
         assert!(matches!(both.token, Some(TokenSource::File(_))));
-        let Task::Print(shown) = parse(&["config", "--config", file]).unwrap() else {
+        let Task::Print(shown) = task(&["config", "--config", file]).unwrap() else {
             panic!()
         };
         assert!(
@@ -531,7 +623,7 @@ mod tests {
         assert_eq!(kube.state, Path::new("/s"));
         assert_eq!(kube.namespace.as_deref(), Some("shop"));
         assert!(kube.kubeconfig.is_none() && kube.context.is_none());
-        let Task::Print(shown) = parse(&[&["config"], &args[..]].concat()).unwrap() else {
+        let Task::Print(shown) = task(&[&["config"], &args[..]].concat()).unwrap() else {
             panic!()
         };
         assert!(
@@ -563,7 +655,7 @@ mod tests {
             (300, 3600)
         );
         assert_eq!(command.folder, Path::new("/s/command"));
-        let Task::Print(shown) = parse(&[&["config"], &all[..]].concat()).unwrap() else {
+        let Task::Print(shown) = task(&[&["config"], &all[..]].concat()).unwrap() else {
             panic!()
         };
         let read: Given = toml::from_str(&shown).unwrap();
@@ -578,7 +670,7 @@ mod tests {
             panic!()
         };
         assert_eq!(program, Path::new("podman"));
-        let error = parse(&["--runtime", "command"]).unwrap_err().to_string();
+        let error = task(&["--runtime", "command"]).unwrap_err().to_string();
         assert!(error.contains("needs --command"), "{error}");
     }
 
@@ -600,8 +692,81 @@ mod tests {
             ),
         ];
         for (args, expected) in cases {
-            let error = parse(args).unwrap_err().to_string();
+            let error = task(args).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_of_no_use_gives_way_to_the_one_that_connected_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, state) = (dir.path().join("agent.toml"), dir.path().join("state"));
+        std::fs::create_dir(&state).unwrap();
+        let args = [
+            "--config",
+            file.to_str().unwrap(),
+            "--state-dir",
+            state.to_str().unwrap(),
+        ];
+        let last_good = LastGood::open(&state).unwrap();
+        let standing = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let settings = settings(&args);
+            (settings.name.unwrap().to_string(), settings.origin)
+        };
+        // Nothing to come back to: what is wrong is wrong, and what is new holds.
+        std::fs::write(&file, "name =").unwrap();
+        assert!(matches!(task(&args), Err(ConfigError::Toml(..))));
+        let (name, origin) = standing("name = 'one'\ntoken = 'lst_a'");
+        let Standing::Holds(essence) = origin.standing else {
+            panic!("{:?}", origin.standing)
+        };
+        assert_eq!((name.as_str(), essence.contains("lst_a")), ("one", false));
+        last_good.keep(&essence).unwrap();
+
+        for wrong in [
+            "name =",
+            "nane = 'two'",
+            "name = 'two'\nruntime = 'command'",
+            "progress-deadline = 'x'",
+        ] {
+            let (name, origin) = standing(wrong);
+            assert_eq!(name, "one", "{wrong}");
+            assert!(
+                matches!(origin.standing, Standing::Refused(Refused::Invalid(_))),
+                "{origin:?}"
+            );
+            assert!(!origin.has_changed());
+            // Whoever asks for the settings hears what is wrong with them.
+            task(&[&["config"], &args[..]].concat()).unwrap_err();
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(settings(&args).name.unwrap().as_str(), "one");
+
+        let (name, origin) = standing("name = 'two'\nconnect-deadline = '3m'");
+        assert_eq!(name, "two");
+        let Standing::OnTrial(_, Some(deadline)) = origin.standing else {
+            panic!("{origin:?}")
+        };
+        assert_eq!(deadline, Duration::from_mins(3));
+        last_good.refuse(origin.digest.unwrap()).unwrap();
+        let (name, origin) = standing("name = 'two'\nconnect-deadline = '3m'");
+        assert_eq!(name, "one");
+        assert!(matches!(
+            origin.standing,
+            Standing::Refused(Refused::NoConnection { .. })
+        ));
+        std::fs::write(&file, "name = 'three'").unwrap();
+        assert!(origin.has_changed());
+        assert_eq!(settings(&args).name.unwrap().as_str(), "three");
+        // A flag stands over both.
+        std::fs::write(&file, "name =").unwrap();
+        assert_eq!(
+            settings(&[&args[..], &["--name", "flag"]].concat())
+                .name
+                .unwrap()
+                .as_str(),
+            "flag"
+        );
     }
 }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// For a call, beside what the controller may hold it.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What an answer means.
 #[derive(Debug)]

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// For all of it.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// The library's defaults are made for servers with gigabytes.
 const BUFFER: usize = 8 * 1024;
 

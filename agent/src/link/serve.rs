@@ -19,6 +19,7 @@ use super::{Closed, Link, LinkError, STABLE, dial::Socket, logs::OpenLogs, renew
 use crate::{
     identity, ledger,
     report::{LEDGER_WRITABLE, OFFLINE},
+    watchdog,
 };
 
 /// Before the controller says how often to ping.
@@ -83,6 +84,7 @@ fn interval(every: Duration) -> Interval {
 impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
     async fn run(&mut self, stop: &CancellationToken) -> Result<Closed, LinkError> {
         let mut reports = self.link.reporter.follow();
+        let mut facts = self.link.facts.clone();
         let mut tick = interval(self.link.timing.tick);
         reports.mark_changed();
         let hello = Hello {
@@ -90,10 +92,11 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
             capabilities: vec![PATCHES.to_owned(), LOGS.to_owned()],
             runtime: self.link.runtime.to_owned(),
             ledger: None,
-            facts: self.link.facts.clone(),
+            facts: facts.borrow_and_update().clone(),
         };
         let mut closed = self.handle(Event::Connected(hello)).await?;
         while closed.is_none() {
+            watchdog::beat(self.link.timing.tick);
             let silence = self.heard + self.heartbeat.period().mul_f32(2.5);
             // In this order: whatever else there is to say comes before logs.
             closed = tokio::select! {
@@ -109,6 +112,10 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
                     } else {
                         self.handle(Event::Report(report)).await?
                     }
+                }
+                Ok(()) = facts.changed() => {
+                    let facts = facts.borrow_and_update().clone();
+                    self.handle(Event::Facts(facts)).await?
                 }
                 frame = self.socket.next() => self.receive(frame).await?,
                 news = self.logs.news() => self.handle(news).await?,
@@ -261,6 +268,7 @@ impl<S: identity::Keep, L: ledger::Keep> Served<'_, S, L> {
 
     async fn send(&mut self, message: Message) -> Option<Closed> {
         let patience = self.heartbeat.period().mul_f32(2.5);
+        watchdog::allow(patience);
         match time::timeout(patience, self.socket.send(message)).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(Closed::Broken(error.to_string())),

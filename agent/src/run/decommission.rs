@@ -9,7 +9,9 @@ use secrecy::SecretString;
 
 use super::RunError;
 use crate::{
-    clock, enroll,
+    clock,
+    config::LastGood,
+    enroll,
     identity::{Decommissioned, StateDir},
     ledger::Ledger,
     runtime::Runtime,
@@ -50,6 +52,7 @@ pub(super) async fn finish(
         );
     }
     ledger.clear()?;
+    LastGood::open(state.path())?.forget()?;
     state.forget().await?;
     tell(&reason);
     Ok(())

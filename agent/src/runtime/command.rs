@@ -35,7 +35,8 @@ use super::{
 use crate::{
     causes,
     files::Folder,
-    process::{Call, Ended, inherited},
+    process::{self, Call, Ended, inherited},
+    watchdog,
 };
 
 /// How the program is run.
@@ -232,6 +233,15 @@ impl Runtime for Command {
         ))
     }
 
+    async fn probe(&mut self) -> Result<String, ApplyError> {
+        let program = self.settings.line.first().map_or("", String::as_str);
+        let search = std::env::var_os("PATH").unwrap_or_default();
+        let found = process::find(program, &search);
+        found.map(|path| path.display().to_string()).ok_or_else(|| {
+            ApplyError::Program(format!("`{program}` is no program that can be run here"))
+        })
+    }
+
     async fn clear(&mut self) -> Result<Changes, ApplyError> {
         let (folder, inventory) = self.inventory().await?;
         if inventory.present.is_empty() {
@@ -295,6 +305,7 @@ fn is_the_agents_own(name: &str) -> bool {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApplyError> + Send + 'static,
 ) -> Result<T, ApplyError> {
+    watchdog::allow(watchdog::FILES);
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or(Err(ApplyError::Interrupted))

@@ -35,13 +35,17 @@ use std::{
 
 use async_trait::async_trait;
 use longshore_protocol::{DeviceId, session::Holding};
+use rustix::fs::Access;
 
 use self::{pass::Pass, watch::Watch};
 use super::{
     ApplyError, Changes, Runtime,
     logs::{Logs, NoLogs},
 };
-use crate::files::Folder;
+use crate::{
+    files::{FileError, Folder},
+    watchdog,
+};
 
 /// The `directory` runtime.
 #[derive(Debug)]
@@ -82,6 +86,7 @@ impl Directory {
         let removals = self.removals.clone();
         let span = tracing::Span::current();
         let work = move || span.in_scope(|| work(&path, &device, removals.as_deref()));
+        watchdog::allow(watchdog::FILES);
         tokio::task::spawn_blocking(work)
             .await
             .unwrap_or(Err(ApplyError::Interrupted))
@@ -112,6 +117,20 @@ impl Runtime for Directory {
         Arc::new(NoLogs(
             "the device's runtime is a directory of manifests: whatever reads it runs the workloads, and has their logs",
         ))
+    }
+
+    async fn probe(&mut self) -> Result<String, ApplyError> {
+        // Where it is to be made, its parents matter.
+        let there = self.path.ancestors().find(|path| path.exists());
+        let there = there.unwrap_or(&self.path);
+        rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
+            FileError {
+                operation: "write to",
+                path: there.to_owned(),
+                source: error.into(),
+            }
+        })?;
+        Ok(self.path.display().to_string())
     }
 
     async fn clear(&mut self) -> Result<Changes, ApplyError> {

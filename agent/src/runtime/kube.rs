@@ -36,7 +36,7 @@ use longshore_protocol::{DeviceId, Digest, message::Held, session::Holding};
 use tokio::time::{self, Instant};
 
 use self::{
-    api::Api,
+    api::{Api, CallError},
     apply::Desired,
     attempts::Attempts,
     inventory::{Inventory, Store},
@@ -51,7 +51,7 @@ use super::{
     health::{Health, ObjectHealth},
     logs::Logs,
 };
-use crate::{clock, config::KubeSettings};
+use crate::{clock, config::KubeSettings, watchdog};
 
 /// The folder in the state directory.
 const FOLDER: &str = "kube";
@@ -118,6 +118,7 @@ impl Kube {
 
     async fn clear_within(&mut self, patience: Duration) -> Result<Changes, ApplyError> {
         let over = Instant::now() + patience;
+        watchdog::allow(patience);
         let cluster = self.cluster().await?;
         let mut removed = Vec::new();
         loop {
@@ -277,6 +278,17 @@ impl Runtime for Kube {
     fn logs(&self) -> Arc<dyn Logs> {
         Arc::new(KubeLogs {
             settings: self.settings.clone(),
+        })
+    }
+
+    async fn probe(&mut self) -> Result<String, ApplyError> {
+        let connection = connect::connect(&self.settings).await;
+        let connection = connection.map_err(ApplyError::Unavailable)?;
+        connection.api.version().await.map_err(|error| {
+            ApplyError::Unavailable(match error {
+                CallError::Unreachable(why) => why,
+                CallError::Refused(refusal) => refusal.message,
+            })
         })
     }
 

@@ -113,6 +113,7 @@ impl Podman {
     /// Follows the events, from the first pass on; `None` while nobody listens.
     fn listen(&mut self) -> Option<Mark> {
         let program = &self.program;
+        self.events.take_if(|events| events.is_dead());
         let follow = || Events::follow(program.clone(), clock::system);
         let events = self.events.get_or_insert_with(follow);
         self.heard = events.mark();
@@ -217,6 +218,10 @@ impl Runtime for Podman {
             program: self.program.clone(),
             device: self.device.clone(),
         })
+    }
+
+    async fn probe(&mut self) -> Result<String, ApplyError> {
+        Ok(self.program.described().await?)
     }
 
     async fn clear(&mut self) -> Result<Changes, ApplyError> {

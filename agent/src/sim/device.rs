@@ -233,7 +233,7 @@ impl Device {
             connected: enrolled.connected.clone(),
             runtime: super::runtime::NAME,
             logs: Arc::new(NoLogs("a simulated device runs nothing")),
-            facts: facts(),
+            facts: watch::Sender::new(facts()).subscribe(),
             timing: link::Timing {
                 tick: TICK,
                 ..link::Timing::default()

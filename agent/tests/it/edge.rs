@@ -10,6 +10,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use http::header;
 use longshore_protocol::{
     DeviceId, Digest, Generation, ManifestSet, Object,
+    api::Facts,
     message::{
         ControlMessage, DeviceMessage, Held, Hello, LogEnd, RejectReason, StatusReport, StreamId,
         objects_in_parts, patched,
@@ -48,6 +49,7 @@ pub struct Seen {
     pub accepted: Vec<Held>,
     pub rejected: Vec<RejectReason>,
     pub reports: Vec<StatusReport>,
+    pub facts: Vec<Facts>,
     pub pings: usize,
     pub deltas: usize,
     pub renewals: usize,
@@ -249,6 +251,7 @@ fn record(world: &World, event: &Event) {
         DeviceMessage::Accepted(held) => seen.accepted.push(held),
         DeviceMessage::Reject { reason, .. } => seen.rejected.push(reason),
         DeviceMessage::Status(report) => seen.reports.push(report),
+        DeviceMessage::Facts(facts) => seen.facts.push(facts),
         DeviceMessage::Renew { .. } => seen.renewals += 1,
         DeviceMessage::LogChunk { stream, data } => {
             seen.logs.entry(stream).or_default().0.extend(data)

@@ -27,6 +27,7 @@ use longshore_agent::{
 };
 use longshore_protocol::{
     ConditionStatus, DeviceId, Digest,
+    api::Facts,
     message::{ControlMessage, LOGS, LogEnd, LogRequest, Phase, RejectReason, StreamId},
 };
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -73,6 +74,7 @@ pub fn identity(pki: &Pki, edge: &Edge, life: Life) -> Identity {
 pub struct Agent {
     pub dir: tempfile::TempDir,
     ledger: Arc<Ledger>,
+    facts: watch::Sender<Facts>,
     stop: CancellationToken,
     linking: JoinHandle<Result<Ended, LinkError>>,
 }
@@ -123,6 +125,8 @@ impl Agent {
                 random(),
             ),
         );
+        let arch = ("arch".to_owned(), "arm64".to_owned());
+        let facts = watch::Sender::new(Facts::from([arch]));
         let timing = Timing {
             first_retry: Duration::from_millis(50),
             last_retry,
@@ -138,7 +142,7 @@ impl Agent {
             connected: watch::Sender::new(false),
             runtime: "directory",
             logs,
-            facts: [("arch".to_owned(), "arm64".to_owned())].into(),
+            facts: facts.subscribe(),
             timing,
             network,
             random: random(),
@@ -148,6 +152,7 @@ impl Agent {
         Self {
             dir,
             ledger,
+            facts,
             stop,
             linking,
         }
@@ -215,6 +220,7 @@ async fn a_set_is_offered_once_and_then_changed_by_deltas() {
     let hello = &seen.hellos[0];
     assert_eq!((hello.ledger, hello.runtime.as_str()), (None, "directory"));
     assert_eq!(hello.facts["arch"], "arm64");
+    assert!(seen.facts.is_empty(), "facts are told twice");
     let last = seen.reports.last().unwrap();
     let applied = last
         .conditions
@@ -647,5 +653,23 @@ async fn a_log_is_read_as_it_is_granted_and_ends_with_its_reader() {
         endless.open.load(Ordering::SeqCst) == 0
     })
     .await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn facts_that_change_are_told_once() {
+    let (_pki, edge, agent) = started(10_000, Behavior::default(), Life::USUAL).await;
+    let mut seen = edge.seen.clone();
+    until(&mut seen, "it connects", |seen| seen.hellos.len() == 1).await;
+    let tell = |site: &str| {
+        agent
+            .facts
+            .send_replace(Facts::from([("site".to_owned(), site.to_owned())]))
+    };
+    tell("madrid");
+    until(&mut seen, "the change", |seen| seen.facts.len() == 1).await;
+    tell("bonn");
+    until(&mut seen, "the next change", |seen| seen.facts.len() == 2).await;
+    assert_eq!(seen.borrow().facts[1]["site"], "bonn");
     agent.stop().await;
 }

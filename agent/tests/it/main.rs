@@ -10,6 +10,7 @@
 
 mod command;
 mod disk;
+mod doctor;
 mod edge;
 mod enrolling;
 mod kustomize;
@@ -23,7 +24,9 @@ mod proxy;
 mod public;
 mod reconciling;
 mod relay;
+mod settings;
 mod updating;
+mod watching;
 
 use std::time::Duration;
 

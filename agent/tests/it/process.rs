@@ -36,6 +36,10 @@ impl Device {
         Self(tempfile::tempdir().unwrap())
     }
 
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
     pub fn state(&self) -> PathBuf {
         self.0.path().join("state")
     }
@@ -46,6 +50,11 @@ impl Device {
 
     /// A command with only the state directory set.
     pub fn command(&self, before: &[&str]) -> Command {
+        self.configured(before, Path::new("/dev/null"))
+    }
+
+    /// The same with a settings' file.
+    pub fn configured(&self, before: &[&str], file: &Path) -> Command {
         let mut words = before.to_vec();
         words.push(BINARY);
         let mut command = Command::new(words[0]);
@@ -54,7 +63,9 @@ impl Device {
             .env_clear()
             .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
         command
-            .args(["--config", "/dev/null", "--state-dir"])
+            .arg("--config")
+            .arg(file)
+            .arg("--state-dir")
             .arg(self.state());
         command
             .stdout(Stdio::piped())
@@ -86,7 +97,7 @@ pub async fn ended(child: Child) -> (i32, String) {
     (output.status.code().unwrap_or(-1), said)
 }
 
-async fn run(mut command: Command) -> (i32, String) {
+pub async fn run(mut command: Command) -> (i32, String) {
     ended(command.spawn().unwrap()).await
 }
 

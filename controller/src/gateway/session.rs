@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{SinkExt as _, StreamExt as _, future::OptionFuture};
 use longshore_protocol::{
     DeviceId, DeviceName, Digest, Entry, Generation, Object,
-    api::DeviceState,
+    api::{DeviceState, Facts},
     message::{ControlMessage, DeviceMessage, Held, RejectReason, objects_in_parts, patched},
     session::{
         ControlSession,
@@ -325,13 +325,8 @@ impl Session {
             Effect::SendObjects { target, entries } => {
                 self.send_objects(gateway, target, &entries, room).await?;
             }
-            Effect::RecordHello(hello) => {
-                let facts =
-                    bounded(hello.facts).map_err(|error| End::Protocol(error.to_string()))?;
-                if !facts.is_empty() {
-                    self.gateway.recorder.facts(&self.fleet, &self.id, facts);
-                }
-            }
+            Effect::RecordHello(hello) => self.record_facts(hello.facts)?,
+            Effect::RecordFacts(facts) => self.record_facts(facts)?,
             Effect::RecordAccepted(held) => self.record_accepted(held),
             Effect::RecordReject {
                 generation,
@@ -362,6 +357,15 @@ impl Session {
             Effect::Break(what) => return Err(End::Protocol(what)),
         }
         Ok(None)
+    }
+
+    /// Notes what the device says of itself, unless it says nothing.
+    fn record_facts(&self, facts: Facts) -> Result<(), End> {
+        let facts = bounded(facts).map_err(|error| End::Protocol(error.to_string()))?;
+        if !facts.is_empty() {
+            self.gateway.recorder.facts(&self.fleet, &self.id, facts);
+        }
+        Ok(())
     }
 
     /// Sends these objects of an offered set in portions.

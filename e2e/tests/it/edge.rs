@@ -386,3 +386,35 @@ async fn a_certificate_is_renewed_over_the_session() -> Result<()> {
         .map_err(anyhow::Error::msg)?;
     Ok(())
 }
+
+#[tokio::test]
+async fn what_a_device_says_of_itself_is_what_it_said_last() -> Result<()> {
+    let two = Two::devices().await?;
+    let (device, approved) = &two.mine;
+    let chain = certificates(&approved.certificate_chain)?;
+    let attempt = two
+        .connect(chain, device, Some(&approved.device_token))
+        .await?;
+    let Attempt::Open(mut session) = attempt else {
+        anyhow::bail!("{attempt:?}")
+    };
+    let facts = |site: &str| [("site".to_owned(), site.to_owned())].into();
+    let hello = Hello {
+        facts: facts("madrid"),
+        ..Hello::default()
+    };
+    for message in [
+        DeviceMessage::Hello(hello),
+        DeviceMessage::Facts(facts("bonn")),
+    ] {
+        session
+            .send(Message::Binary(message.encode().into()))
+            .await?;
+    }
+    eventually("the facts", async || {
+        let device = two.world.api.device("mine").await?;
+        ensure!(device.facts == facts("bonn"), "{:?}", device.facts);
+        Ok(())
+    })
+    .await
+}

@@ -13,6 +13,7 @@
 mod chaos;
 mod connecting;
 mod demo;
+mod doctor;
 mod edge;
 mod enrolling;
 mod fleet_faults;

@@ -48,6 +48,9 @@ impl DeviceMessage {
                 phase: wire::status::Phase::from(report.phase).into(),
                 conditions: report.conditions.into_iter().map(Into::into).collect(),
             }),
+            Self::Facts(facts) => Kind::Facts(wire::Facts {
+                facts: facts.into_iter().collect(),
+            }),
             Self::Renew { csr } => Kind::Renew(wire::Renew { csr }),
             Self::LogChunk { stream, data } => Kind::LogChunk(wire::LogChunk { stream, data }),
             Self::LogEnd { stream, end } => {
@@ -108,6 +111,7 @@ impl DeviceMessage {
                 phase: status.phase().into(),
                 conditions: status.conditions.into_iter().map(Into::into).collect(),
             }),
+            Kind::Facts(said) => Self::Facts(said.facts.into_iter().collect()),
             Kind::Renew(renew) => Self::Renew { csr: renew.csr },
             Kind::LogChunk(chunk) => Self::LogChunk {
                 stream: chunk.stream,
@@ -556,6 +560,7 @@ mod tests {
                 phase: Phase::Failed,
                 conditions: vec![Condition::fails("Applied", "DiskFull", "no space", 7)],
             }),
+            DeviceMessage::Facts(BTreeMap::from([("site".into(), "madrid".into())])),
             DeviceMessage::Renew { csr: vec![1, 2] },
         ];
         for message in from_device {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
-    Delta, Digest, Entry, Generation, ManifestSet, manifest,
+    Delta, Digest, Entry, Generation, ManifestSet,
+    api::Facts,
+    manifest,
     message::{
         ControlMessage, DeviceMessage, Held, Hello, LOGS, LogEnd, LogRequest, MAX_DELTA_BODIES,
         PATCHES, RejectReason, StatusReport, StreamId,
@@ -90,6 +92,8 @@ pub enum Effect {
     },
     /// Remember what the device said of itself and what it holds.
     RecordHello(Hello),
+    /// Remember what the device says of itself.
+    RecordFacts(Facts),
     /// Remember that the device holds this.
     RecordAccepted(Held),
     /// Remember that the device refused this.
@@ -243,6 +247,7 @@ impl ControlSession {
                 message,
             } => self.rejected(generation, reason, message, now),
             DeviceMessage::Status(report) => vec![Effect::RecordStatus(report)],
+            DeviceMessage::Facts(facts) => vec![Effect::RecordFacts(facts)],
             DeviceMessage::Renew { csr } => vec![Effect::IssueCertificate { csr }],
             DeviceMessage::LogChunk { stream, data } => self.logs(|logs| logs.chunk(stream, data)),
             DeviceMessage::LogEnd { stream, end } => self.logs(|logs| logs.ended(stream, end)),

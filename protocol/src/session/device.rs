@@ -6,7 +6,9 @@ use std::{
 };
 
 use crate::{
-    Delta, Digest, Entry, Generation, ManifestSet, Object, ObjectKey, manifest,
+    Delta, Digest, Entry, Generation, ManifestSet, Object, ObjectKey,
+    api::Facts,
+    manifest,
     message::{
         self, ControlMessage, DeviceMessage, Held, Hello, LogEnd, LogRequest, MAX_DELTA_BODIES,
         MAX_OBJECT, MAX_OBJECTS, Part, Patch, RejectReason, StatusReport, StreamId,
@@ -27,6 +29,8 @@ pub enum Event {
     Stored(Result<(), String>),
     /// The runtime has something to report.
     Report(StatusReport),
+    /// The device has something new to say of itself.
+    Facts(Facts),
     /// The certificate is to be renewed with this request, in DER form.
     Renew(Vec<u8>),
     /// A log that was asked for is there.
@@ -120,6 +124,8 @@ pub struct DeviceSession {
     staged: BTreeMap<Digest, Object>,
     pieces: BTreeMap<Digest, Vec<u8>>,
     report: Option<StatusReport>,
+    /// Facts that came between `Hello` and `Welcome`.
+    facts: Option<Facts>,
     link: Link,
     logs: Supply,
 }
@@ -148,6 +154,7 @@ impl DeviceSession {
             staged: BTreeMap::new(),
             pieces: BTreeMap::new(),
             report: None,
+            facts: None,
             link: Link::Down,
             logs: Supply::default(),
         }
@@ -178,6 +185,12 @@ impl DeviceSession {
                 self.report = Some(report.clone());
                 self.send(DeviceMessage::Status(report))
             }
+            Event::Facts(facts) if self.is_open() => self.send(DeviceMessage::Facts(facts)),
+            Event::Facts(facts) => {
+                // `Hello` has said others already, or will say these.
+                self.facts = Some(facts);
+                Vec::new()
+            }
             Event::Renew(csr) => self.send(DeviceMessage::Renew { csr }),
             Event::LogsOpened { stream } => self.logs.opened(stream),
             Event::LogsRead { stream, data } => self.logs.read(stream, data),
@@ -196,6 +209,7 @@ impl DeviceSession {
 
     fn greet(&mut self, mut hello: Hello, now: u64) -> Vec<Effect> {
         hello.ledger = self.held();
+        self.facts = None;
         self.link = Link::Greeting {
             hello: hello.clone(),
             said_at: now,
@@ -220,6 +234,9 @@ impl DeviceSession {
                 }];
                 if let Some(report) = self.report.clone() {
                     effects.extend(self.send(DeviceMessage::Status(report)));
+                }
+                if let Some(facts) = self.facts.take() {
+                    effects.extend(self.send(DeviceMessage::Facts(facts)));
                 }
                 effects
             }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time;
 
-use crate::causes;
+use crate::{causes, watchdog};
 
 /// The field manager under which everything is applied.
 pub(super) const MANAGER: &str = "longshore";
@@ -135,6 +135,17 @@ impl Api {
         Ok(self.json(request, Vec::new()).await?.1)
     }
 
+    /// What it is: `Kubernetes v1.36.0`.
+    pub(super) async fn version(&self) -> Result<String, CallError> {
+        let request = request(Method::GET, "/version", "application/json");
+        let answer = self.json(request, Vec::new()).await?.1;
+        let version = answer.get("gitVersion").and_then(Value::as_str);
+        Ok(format!(
+            "Kubernetes {}",
+            version.unwrap_or("of an unknown version")
+        ))
+    }
+
     /// One page of a list.
     pub(super) async fn list(&self, path: &str, detail: Detail) -> Result<Value, CallError> {
         let request = request(Method::GET, path, detail.accept(true));
@@ -254,6 +265,7 @@ async fn read(response: Response<Body>) -> Result<Bytes, CallError> {
 }
 
 async fn patiently<T>(call: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+    watchdog::allow(PATIENCE);
     time::timeout(PATIENCE, call).await.unwrap_or_else(|_over| {
         Err(CallError::Unreachable(format!(
             "the API server did not answer within {} seconds",

@@ -32,7 +32,7 @@ const LAST_PAUSE: Duration = Duration::from_mins(5);
 #[derive(Debug)]
 pub(super) struct Events {
     state: Arc<State>,
-    _task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +61,7 @@ impl Events {
         let task = tokio::spawn(keep_following(podman, state.clone(), wall));
         Self {
             state,
-            _task: AbortOnDropHandle::new(task),
+            task: AbortOnDropHandle::new(task),
         }
     }
 
@@ -72,7 +72,12 @@ impl Events {
 
     /// Whether anybody listens, so that nothing happens unheard.
     pub(super) fn follows(&self) -> bool {
-        self.state.follows.load(SeqCst)
+        self.state.follows.load(SeqCst) && !self.is_dead()
+    }
+
+    /// Whether whoever listens died, and should be started anew.
+    pub(super) fn is_dead(&self) -> bool {
+        self.task.is_finished()
     }
 
     /// Returns when something happened since that moment.

@@ -76,9 +76,14 @@ impl Program {
         Self { path, device }
     }
 
-    pub(super) async fn version(&self) -> Result<Version, PodmanError> {
+    /// Its own words: `podman version 5.4.2`.
+    pub(super) async fn described(&self) -> Result<String, PodmanError> {
         let ended = self.command("--version", QUICK).run().await?;
-        let said = String::from_utf8_lossy(&ended.output).trim().to_owned();
+        Ok(String::from_utf8_lossy(&ended.output).trim().to_owned())
+    }
+
+    pub(super) async fn version(&self) -> Result<Version, PodmanError> {
+        let said = self.described().await?;
         let mut numbers = said
             .rsplit(' ')
             .next()

@@ -1,0 +1,89 @@
+//! `longshore-agent doctor` against a real controller.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use longshore_e2e::{World, programs, world::new_directory};
+use longshore_protocol::api::{Approval, CreatedToken, DeviceState};
+use serde_json::Value;
+
+/// What it finds of `name`, as verdict and words. It runs beside whatever runs.
+async fn found(
+    state: &std::path::Path,
+    token: &CreatedToken,
+    name: &str,
+) -> Result<(String, String)> {
+    let mut command = Command::new(programs::find("longshore-agent")?);
+    command
+        .args([
+            "doctor",
+            "--json",
+            "--config",
+            "/dev/null",
+            "--name",
+            "store-0001",
+        ])
+        .args(["--server", &token.server])
+        .args(["--ca-fingerprint", &token.ca_fingerprint.to_string()])
+        .args(["--token", &token.secret])
+        .arg("--state-dir")
+        .arg(state);
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    let findings: Value = serde_json::from_slice(&output.stdout)?;
+    let checks = findings["checks"].as_array().context("checks")?;
+    let check = checks.iter().find(|check| check["name"] == name);
+    let check = check.with_context(|| format!("no {name} in {findings:#}"))?;
+    let text = |member: &str| check[member].as_str().unwrap_or_default().to_owned();
+    Ok((text("verdict"), text("found")))
+}
+
+#[tokio::test]
+async fn it_asks_without_taking_anything() -> Result<()> {
+    let world = World::start().await?;
+    let token = world.api.create_token(Approval::Automatic).await?;
+    let nobody = new_directory()?;
+    for _ in 0..3 {
+        let (verdict, said) = found(nobody.path(), &token, "token").await?;
+        ensure!(verdict == "ok", "{said}");
+    }
+    ensure!(world.api.tokens().await?[0].uses == 0, "the token was used");
+    ensure!(
+        world.api.devices().await?.is_empty(),
+        "a device was registered"
+    );
+    let (verdict, said) = found(nobody.path(), &token, "clock").await?;
+    ensure!(
+        verdict == "ok" && said.contains("the controller says"),
+        "{said}"
+    );
+
+    let mut agent = world.enrolled("store-0001").await?;
+    let connected = world.api.device("store-0001").await?;
+    for _ in 0..3 {
+        let (verdict, said) = found(&agent.state(), &token, "credentials").await?;
+        ensure!(verdict == "ok", "{said}");
+        let (verdict, said) = found(&agent.state(), &token, "clock").await?;
+        ensure!(
+            verdict == "ok" && said.contains("the controller says"),
+            "{said}"
+        );
+    }
+    ensure!(
+        agent.log().matches("connected").count() == 1,
+        "the session was replaced: {}",
+        agent.log()
+    );
+    ensure!(connected.state == DeviceState::Active);
+    agent.stop().await?;
+
+    world
+        .cli(&["tokens", "revoke", token.token.id.as_str()])
+        .await?
+        .success()?;
+    let (verdict, said) = found(nobody.path(), &token, "token").await?;
+    ensure!(
+        verdict == "fail" && said.contains("does not know"),
+        "{said}"
+    );
+    Ok(())
+}
