@@ -12,6 +12,7 @@ mod command;
 mod disk;
 mod doctor;
 mod edge;
+mod enduring;
 mod enrolling;
 mod kustomize;
 mod linking;

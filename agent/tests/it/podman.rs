@@ -8,6 +8,7 @@ mod drifting;
 mod faring;
 mod faults;
 mod logging;
+mod process;
 mod rebooting;
 mod refusing;
 mod running;

@@ -5,6 +5,7 @@ mod drifting;
 mod faults;
 mod identity;
 mod logging;
+mod process;
 mod pruning;
 mod scope;
 

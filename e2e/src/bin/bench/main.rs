@@ -5,6 +5,7 @@
 //! same run. Progress goes to stderr. Benchmarks of many devices simulate them in this process ([`yard`]); the
 //! controller is a process of its own.
 
+mod agent;
 mod all;
 mod enrol;
 mod latency;
@@ -24,6 +25,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use self::{
+    agent::Agents,
     all::All,
     enrol::Enrol,
     latency::Latency,
@@ -71,6 +73,8 @@ enum Benchmark {
     Push(Push),
     /// What it costs to tell what a change of a base does that many devices share
     Preview(Preview),
+    /// With real agents: what one costs a device with each runtime, and what it asks of an API server
+    Agent(Agents),
     /// How fast webhooks are answered, and how fast what they tell of is applied
     Webhooks(Webhooks),
 }
@@ -91,6 +95,7 @@ async fn main() -> ExitCode {
         Benchmark::Restart(restart) => restart.run(&report).await,
         Benchmark::Push(push) => push.run(&report).await,
         Benchmark::Preview(preview) => preview.run(&report).await,
+        Benchmark::Agent(agents) => agents.run(&report).await,
         Benchmark::Webhooks(webhooks) => webhooks.run(&report).await,
     };
     report.table();
