@@ -332,19 +332,14 @@ fn complete(
     if spec.id.is_some() && allowed.is_empty() {
         return None;
     }
-    let (id, labels) = match spec.public_key.as_ref().and_then(|key| known.get(key)) {
-        Some((id, facts)) => (id.clone(), labels_with_facts(&spec.labels, facts, allowed)),
-        None => {
-            let unknown = allowed
-                .iter()
-                .map(|name| (name.clone(), UNKNOWN.to_owned()));
-            let facts = unknown.collect();
-            (
-                DeviceId::from_random([0; 16]),
-                labels_with_facts(&spec.labels, &facts, allowed),
-            )
-        }
-    };
+    let known = spec.public_key.as_ref().and_then(|key| known.get(key));
+    let (id, facts) = known.cloned().unwrap_or_else(|| {
+        let unknown = allowed
+            .iter()
+            .map(|name| (name.clone(), UNKNOWN.to_owned()));
+        (DeviceId::from_random([0; 16]), unknown.collect())
+    });
+    let labels = labels_with_facts(&spec.labels, &facts, allowed);
     Some(DeviceSpec {
         id: Some(spec.id.clone().unwrap_or(id)),
         labels,

@@ -60,12 +60,11 @@ impl Reading {
             let changes = Changes::between(&*last.tree, &*tree, MAX_CHANGES);
             Some((last.fleet.as_ref().ok(), changes.ok()??))
         });
-        let overlays = match &changes {
-            Some((_before, changes)) => closures.advance(changes),
-            None => {
-                closures.forget();
-                None
-            }
+        let overlays = if let Some((_before, changes)) = &changes {
+            closures.advance(changes)
+        } else {
+            closures.forget();
+            None
         };
         // A reading that failed says nothing of where the next one has to look.
         if let Some((Some(before), changes)) = &changes

@@ -343,10 +343,10 @@ mod tests {
         pack.insert_walk(&mut walk).unwrap();
         pack.write(pair.origin.path().join("objects/pack").as_path(), 0)
             .unwrap();
-        for folder in std::fs::read_dir(pair.origin.path().join("objects")).unwrap() {
+        for folder in fs::read_dir(pair.origin.path().join("objects")).unwrap() {
             let folder = folder.unwrap().path();
             if folder.file_name().unwrap().len() == 2 {
-                std::fs::remove_dir_all(folder).unwrap();
+                fs::remove_dir_all(folder).unwrap();
             }
         }
         assert!(pair.bring());

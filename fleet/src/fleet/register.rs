@@ -172,19 +172,16 @@ impl Register {
                 fleet.keys.insert(key, spec.cloned());
             }
         }
-        match spec {
-            Some(spec) => {
-                fleet.devices.insert(name.clone(), spec.clone());
-                fleet.held_back.remove(name);
-                self.problems.remove(name);
-            }
-            None => {
-                fleet.devices.remove(name);
-                fleet.held_back.insert(name.clone());
-                let problem = problem.map(|problem| problem.for_device(name));
-                self.problems
-                    .extend(problem.map(|problem| (name.clone(), problem)));
-            }
+        if let Some(spec) = spec {
+            fleet.devices.insert(name.clone(), spec.clone());
+            fleet.held_back.remove(name);
+            self.problems.remove(name);
+        } else {
+            fleet.devices.remove(name);
+            fleet.held_back.insert(name.clone());
+            let problem = problem.map(|problem| problem.for_device(name));
+            self.problems
+                .extend(problem.map(|problem| (name.clone(), problem)));
         }
     }
 }

@@ -328,7 +328,7 @@ proptest! {
                 None => reader.read(&next, &root),
             };
             let said = |fleet: &Result<Fleet, FleetError>| {
-                fleet.as_ref().map(Clone::clone).map_err(ToString::to_string)
+                fleet.clone().map_err(|error| error.to_string())
             };
             prop_assert_eq!(said(&now), said(&Reader::new().read(&next, &root)));
             let incremental = found(&mut cache, &next);

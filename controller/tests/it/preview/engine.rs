@@ -189,7 +189,7 @@ async fn devices_come_and_go_and_the_guard_counts() {
     assert_eq!(preview.guard.allowed, 5);
     assert!(preview.guard.exceeded && preview.guard.holds);
 
-    let loosened = format!("{}spec: {{safety: {{maxDecommission: 100%}}}}\n", FLEET);
+    let loosened = format!("{FLEET}spec: {{safety: {{maxDecommission: 100%}}}}\n");
     let preview = world
         .propose(&[overlay("groups/kiosk", &[]), write("fleet.yaml", loosened)])
         .await;

@@ -1,6 +1,6 @@
 //! The reconciler's roster: kept up with what changed, it is what reading all devices again would give.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, slice};
 
 use longshore_controller::{
     reconcile::roster::Roster,
@@ -150,7 +150,7 @@ async fn facts_that_are_no_news_cost_no_write(database: Database) {
         "they are another tenant's"
     );
     assert_eq!(changes().await, before);
-    assert_eq!(said(&shops, "x86_64").await, [shops.clone()]);
+    assert_eq!(said(&shops, "x86_64").await, slice::from_ref(&shops));
     assert_eq!(changes().await, before + 1, "one change for all");
     let mut roster = roster();
     refresh(&mut roster, &database, &shops).await;

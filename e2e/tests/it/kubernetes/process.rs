@@ -60,7 +60,8 @@ async fn an_agent_killed_at_random_moments_leaves_nothing_over_and_nothing_twice
     ];
     let token = world.api.create_token(Approval::Automatic).await.unwrap();
     let home = world.path().join("agents").join(NAME);
-    let mut agent = Agent::start_with(&home, NAME, &token, arguments.map(Into::into).into()).unwrap();
+    let mut agent =
+        Agent::start_with(&home, NAME, &token, arguments.map(Into::into).into()).unwrap();
     world
         .api
         .device_becomes(NAME, DeviceState::Active)
