@@ -35,7 +35,8 @@ impl Harmless {
         self.0 = match (state, byte) {
             (_, 0x1b) => State::Escape,
             (State::Text, 0xc2) => State::Latin,
-            (State::Text, b'\n' | b'\t' | 0x20..=0x7e | 0x80..) => {
+            // Nothing goes on beyond a line's end.
+            (_, b'\n') | (State::Text, b'\t' | 0x20..=0x7e | 0x80..) => {
                 passed.push(byte);
                 State::Text
             }
@@ -56,10 +57,6 @@ impl Harmless {
             }
             // Other sequences go on until a byte of this range ends them (ECMA-48, section 5.4).
             (State::Sequence(_) | State::Skipped, 0x20..=0x3f) => State::Skipped,
-            (State::Sequence(_) | State::Skipped | State::Latin, b'\n') => {
-                passed.push(byte);
-                State::Text
-            }
             _ => State::Text,
         };
     }

@@ -130,20 +130,7 @@ impl Podman {
     /// The processes of this podman that read containers' logs.
     pub fn log_readers(&self) -> Vec<u32> {
         let ours = self.directory.path().display().to_string();
-        self.processes(|line, environment| line.contains(" logs ") && environment.contains(&ours))
-    }
-
-    fn processes(&self, is: impl Fn(&str, &str) -> bool) -> Vec<u32> {
-        let read = |path: PathBuf| {
-            let bytes = fs::read(path).unwrap_or_default();
-            String::from_utf8_lossy(&bytes).replace('\0', " ")
-        };
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-        processes
-            .filter_map(|it| Some((it.file_name().to_str()?.parse().ok()?, it.path())))
-            .filter(|(_, path)| is(&read(path.join("cmdline")), &read(path.join("environ"))))
-            .map(|(id, _)| id)
-            .collect()
+        processes(|line, environment| line.contains(" logs ") && environment.contains(&ours))
     }
 }
 
@@ -151,7 +138,7 @@ impl Drop for Podman {
     fn drop(&mut self) {
         // An agent that was killed leaves the podman that follows events behind.
         let ours = self.directory.path().display().to_string();
-        let left = self.processes(|line, environment| {
+        let left = processes(|line, environment| {
             line.contains("podman") && line.contains(" events ") && environment.contains(&ours)
         });
         for id in left
@@ -173,4 +160,18 @@ impl Drop for Podman {
             drop(Command::new("umount").args(["--lazy", mount]).output());
         }
     }
+}
+
+/// The processes whose command line and environment are such.
+fn processes(is: impl Fn(&str, &str) -> bool) -> Vec<u32> {
+    let read = |path: PathBuf| {
+        let bytes = fs::read(path).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).replace('\0', " ")
+    };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|it| Some((it.file_name().to_str()?.parse().ok()?, it.path())))
+        .filter(|(_, path)| is(&read(path.join("cmdline")), &read(path.join("environ"))))
+        .map(|(id, _)| id)
+        .collect()
 }

@@ -214,16 +214,12 @@ impl Session {
     async fn receive(&mut self, frame: Bytes) -> Result<(), End> {
         let message =
             DeviceMessage::decode(&frame).map_err(|error| End::Protocol(error.to_string()))?;
-        match message {
-            Some(message) => {
-                self.spend(price(&message, frame.len()));
-                self.handle(Event::Message(message)).await
-            }
-            None => {
-                self.spend(cost(frame.len()));
-                Ok(())
-            }
-        }
+        let Some(message) = message else {
+            self.spend(cost(frame.len()));
+            return Ok(());
+        };
+        self.spend(price(&message, frame.len()));
+        self.handle(Event::Message(message)).await
     }
 
     /// Charges the device and its tenant.

@@ -254,19 +254,17 @@ fn log(world: &World, asked: &Asked, namespace: &str, pod: &str) -> Result<Answe
         .get(&at)
         .ok_or_else(|| not_found("pods", pod))?;
     let containers = Store::shown(object)["spec"]["containers"].clone();
-    let names = containers.as_array().into_iter().flatten();
-    let names: Vec<_> = names.filter_map(|it| it["name"].as_str()).collect();
-    let named = asked.of("container").or(match names.as_slice() {
+    let all = containers.as_array().into_iter().flatten();
+    let all: Vec<_> = all.filter_map(|it| it["name"].as_str()).collect();
+    let wanted = asked.of("container").or(match all.as_slice() {
         [only] => Some(*only),
         _ => None,
     });
-    match named.filter(|name| names.contains(name)) {
-        Some(name) => Ok(Answer::Log((at.2, at.3, name.to_owned()))),
-        None => {
-            let message = format!("container {named:?} is not valid for pod {pod}");
-            Err(status(400, "BadRequest", &message, &json!([])))
-        }
-    }
+    let Some(container) = wanted.filter(|name| all.contains(name)) else {
+        let message = format!("container {wanted:?} is not valid for pod {pod}");
+        return Err(status(400, "BadRequest", &message, &json!([])));
+    };
+    Ok(Answer::Log((at.2, at.3, container.to_owned())))
 }
 
 fn patch(world: &World, asked: &Asked, kind: &Kind, at: &At) -> Result<Answer, Refused> {
