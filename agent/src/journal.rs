@@ -198,17 +198,17 @@ impl Pages {
             lines.push(line);
         }
         lines.reverse();
-        let mut told = format!(
-            "nobody could be told from {} to {}; what changed: ",
-            clock::shown(since),
-            clock::shown(now)
-        );
         let left_out = self.dropped + (self.changes.len() - lines.len()) as u64;
-        if left_out > 0 {
-            told.push_str(&format!("({left_out} earlier changes left out); "));
-        }
-        told.push_str(&lines.join("; "));
-        told
+        let gap = match left_out {
+            0 => String::new(),
+            count => format!("({count} earlier changes left out); "),
+        };
+        format!(
+            "nobody could be told from {} to {}; what changed: {gap}{}",
+            clock::shown(since),
+            clock::shown(now),
+            lines.join("; ")
+        )
     }
 }
 

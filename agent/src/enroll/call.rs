@@ -99,14 +99,10 @@ fn outline(response: &Response<Bytes>) -> String {
         let text: String = value.to_str().ok()?.chars().take(100).collect();
         Some(text)
     };
-    let mut outline = response.status().to_string();
-    if let Some(kind) = text(header::CONTENT_TYPE) {
-        outline.push_str(&format!(", {kind}"));
-    }
-    if let Some(location) = text(header::LOCATION) {
-        outline.push_str(&format!(", to {location}"));
-    }
-    outline
+    let kind = text(header::CONTENT_TYPE).map(|kind| format!(", {kind}"));
+    let location = text(header::LOCATION).map(|location| format!(", to {location}"));
+    let outline = [Some(response.status().to_string()), kind, location];
+    outline.into_iter().flatten().collect()
 }
 
 fn is_token_not_found(body: &[u8]) -> bool {

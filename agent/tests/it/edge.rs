@@ -254,7 +254,7 @@ fn record(world: &World, event: &Event) {
         DeviceMessage::Facts(facts) => seen.facts.push(facts),
         DeviceMessage::Renew { .. } => seen.renewals += 1,
         DeviceMessage::LogChunk { stream, data } => {
-            seen.logs.entry(stream).or_default().0.extend(data)
+            seen.logs.entry(stream).or_default().0.extend(data);
         }
         DeviceMessage::LogEnd { stream, end } => seen.logs.entry(stream).or_default().1 = Some(end),
     });
