@@ -549,7 +549,7 @@ mod tests {
             complaint.contains("ALL_PROXY") && complaint.contains("socks5"),
             "{complaint}"
         );
-        let Task::Print(shown) = parse(&["config", "--proxy", "http://u:secret@p:1"]).unwrap()
+        let Task::Print(shown) = task(&["config", "--proxy", "http://u:secret@p:1"]).unwrap()
         else {
             panic!()
         };
@@ -568,7 +568,7 @@ mod tests {
         let file = dir.path().join("roots.pem");
         let resolve = |text: &str| {
             std::fs::write(&file, text).unwrap();
-            parse(&["--ca", file.to_str().unwrap()])
+            task(&["--ca", file.to_str().unwrap()])
         };
         let Task::Run(settings) =
             resolve(&format!("# ours\n{}\n{}", root("a"), root("b"))).unwrap()
