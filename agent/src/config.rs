@@ -466,10 +466,10 @@ impl Cli {
         Ok(match self.command {
             Some(Command::Config) => Task::Print(resolve::resolve(self.given)?.shown),
             Some(Command::Doctor { json }) => Task::Examine {
-                settings: Box::new(resolve::with_last_good(self.given)),
+                settings: Box::new(resolve::with_last_good(&self.given)),
                 json,
             },
-            None => Task::Run(Box::new(resolve::with_last_good(self.given)?)),
+            None => Task::Run(Box::new(resolve::with_last_good(&self.given)?)),
         })
     }
 }

@@ -173,11 +173,9 @@ fn settings_of(settings: &Settings) -> Check {
 }
 
 fn identity(settings: &Settings) -> Result<Option<Identity>, Check> {
-    let state = match StateDir::peek(&settings.state_dir) {
-        Ok(Some(state)) => state,
-        Ok(None) => return Ok(None),
-        // That check has failed above.
-        Err(_) => return Ok(None),
+    // Where it cannot be opened, that check has failed above.
+    let Ok(Some(state)) = StateDir::peek(&settings.state_dir) else {
+        return Ok(None);
     };
     state.identity().map_err(|error| {
         let advice = "restore it from a backup, or remove it and enroll the device anew";

@@ -133,15 +133,14 @@ async fn live(
         watchdog.watch("decommission", finish).await?;
         return Ok(Outcome::Over);
     }
-    let identity = match state.identity()? {
-        Some(identity) => identity,
-        None => {
-            watchdog.status("enrolling; the log says what it waits for");
-            let join = join(&settings, &state, &ledger, &network, &stop);
-            match watchdog.watch("enrollment", join).await? {
-                Some(identity) => identity,
-                None => return Ok(Outcome::Over),
-            }
+    let identity = if let Some(identity) = state.identity()? {
+        identity
+    } else {
+        watchdog.status("enrolling; the log says what it waits for");
+        let join = join(&settings, &state, &ledger, &network, &stop);
+        match watchdog.watch("enrollment", join).await? {
+            Some(identity) => identity,
+            None => return Ok(Outcome::Over),
         }
     };
     state.remove_token();
@@ -359,21 +358,21 @@ async fn tell_status(
 ) -> Infallible {
     let mut reports = reporter.follow();
     loop {
-        let link = if *connected.borrow_and_update() {
+        let connection = if *connected.borrow_and_update() {
             "connected"
         } else {
             "not connected"
         };
-        let line = {
+        let told = {
             let report = reports.borrow_and_update();
             match report.held.generation {
                 nothing if nothing == Generation::default() => {
-                    format!("{link}; nothing to run yet")
+                    format!("{connection}; nothing to run yet")
                 }
-                held => format!("{link}; generation {held}: {:?}", report.phase),
+                held => format!("{connection}; generation {held}: {:?}", report.phase),
             }
         };
-        watchdog.status(&line);
+        watchdog.status(&told);
         tokio::select! {
             Ok(()) = reports.changed() => {}
             Ok(()) = connected.changed() => {}

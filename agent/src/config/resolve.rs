@@ -142,8 +142,8 @@ pub(super) fn resolve(given: Given) -> Result<Resolved, ConfigError> {
 }
 
 /// The same, or what the file that connected last says, where the present one is of no use.
-pub(super) fn with_last_good(given: Given) -> Result<Settings, ConfigError> {
-    let path = path_of(&given);
+pub(super) fn with_last_good(given: &Given) -> Result<Settings, ConfigError> {
+    let path = path_of(given);
     let digest = digest_of(&path);
     let read = file(given.config.as_deref()).and_then(|text| {
         let resolved = settle(given.clone().over(parse(&path, &text)?))?;
@@ -169,17 +169,16 @@ pub(super) fn with_last_good(given: Given) -> Result<Settings, ConfigError> {
                 .as_ref()
                 .zip(digest.filter(|_| is_new))
                 .and_then(|(last_good, digest)| last_good.refusal(digest));
-            match refused.and_then(come_back) {
-                Some(settings) => settings,
-                None => {
-                    settings.origin.standing = match settings.origin.standing {
-                        Standing::OnTrial(_, deadline) if is_new => {
-                            Standing::OnTrial(essence, deadline)
-                        }
-                        _ => Standing::Holds(essence),
-                    };
-                    settings
-                }
+            if let Some(settings) = refused.and_then(come_back) {
+                settings
+            } else {
+                settings.origin.standing = match settings.origin.standing {
+                    Standing::OnTrial(_, deadline) if is_new => {
+                        Standing::OnTrial(essence, deadline)
+                    }
+                    _ => Standing::Holds(essence),
+                };
+                settings
             }
         }
         Err(error) => come_back(Refused::Invalid(crate::causes(&error))).ok_or(error)?,
@@ -189,6 +188,7 @@ pub(super) fn with_last_good(given: Given) -> Result<Settings, ConfigError> {
     Ok(settings)
 }
 
+#[expect(clippy::too_many_lines, reason = "one line or two for each setting")]
 fn settle(given: Given) -> Result<Resolved, ConfigError> {
     let trust = match (given.ca_fingerprint, &given.ca) {
         (Some(_), Some(_)) => return Err(ConfigError::Both("--ca-fingerprint", "--ca")),

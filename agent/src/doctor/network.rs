@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use jiff::{Timestamp, fmt::rfc2822::DateTimeParser};
-use longshore_protocol::api::{ENROLL_PATH, EnrollRejected, EnrollRequest};
+use longshore_protocol::api::{ENROLL_PATH, EnrollRejected, EnrollRequest, Facts};
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::{net::lookup_host, time};
@@ -171,7 +171,7 @@ fn about_enrollment(settings: &Settings, network: &Network) -> Result<Question, 
     let nobody = EnrollRequest {
         name: String::new(),
         csr: String::new(),
-        facts: Default::default(),
+        facts: Facts::new(),
         wait: 0,
     };
     let body = serde_json::to_vec(&nobody).map_err(|error| failed(&error))?;

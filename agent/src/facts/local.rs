@@ -181,8 +181,8 @@ mod tests {
         assert_eq!(facts.into_keys().collect::<Vec<_>>(), ["fine"]);
         assert_eq!(wrong.len(), 8, "{wrong:#?}");
         assert!(wrong.iter().all(|it| !it.contains('\n')), "{wrong:#?}");
-        let many: String = (0..100).map(|n| format!("n{n} = 1\n")).collect();
-        put("z", &many);
+        let many: Vec<_> = (0..100).map(|n| format!("n{n} = 1\n")).collect();
+        put("z", &many.concat());
         assert_eq!(read(dir.path()).0.len(), MOST);
     }
 }

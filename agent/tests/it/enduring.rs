@@ -73,9 +73,10 @@ impl Drop for Disk<'_> {
 
 /// Text of so many bytes that does not compress well.
 fn noise(random: &mut StdRng, bytes: usize) -> String {
-    (0..bytes / 16)
+    let words: Vec<_> = (0..bytes / 16)
         .map(|_| format!("{:016x}", random.random::<u64>()))
-        .collect()
+        .collect();
+    words.concat()
 }
 
 fn is_not_writable(report: &StatusReport) -> bool {
@@ -139,9 +140,9 @@ async fn a_full_disk_keeps_the_last_good_set_and_the_identity_and_is_got_over() 
 
 #[tokio::test]
 async fn a_power_cut_may_tear_any_file_but_the_identity() {
-    let seed = rand::random();
-    println!("seed {seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let chosen = rand::random();
+    println!("seed {chosen}");
+    let mut random = StdRng::seed_from_u64(chosen);
     let pki = Arc::new(Pki::new());
     let (server, edge) = controller(&pki).await;
     let device = Device::new();
@@ -261,8 +262,8 @@ async fn an_api_server_that_is_gone_for_an_hour_is_asked_rarely_and_found_soon()
         "{:?}",
         begun.elapsed()
     );
-    let tried = tries.load(SeqCst);
-    assert!((60..240).contains(&tried), "{tried} tries within an hour");
+    let count = tries.load(SeqCst);
+    assert!((60..240).contains(&count), "{count} tries within an hour");
     stop.cancel();
     task.await.unwrap();
 }

@@ -156,7 +156,7 @@ impl Agents {
         let measured = Duration::from_secs(self.seconds);
         tokio::time::sleep(measured).await;
         let after = agent.process()?.cpu_time()?;
-        let took = (after.own + after.children) - (before.own + before.children);
+        let took = (after.own + after.children).saturating_sub(before.own + before.children);
         let percent = 100.0 * took.as_secs_f64() / measured.as_secs_f64();
         let resident = mebibytes(agent.process()?.resident_memory()?);
         report.aim(
@@ -218,9 +218,10 @@ impl Device<'_> {
 
 /// An object of some 600 bytes.
 fn part(n: usize) -> String {
-    let lines: String = (0..8)
+    let lines: Vec<_> = (0..8)
         .map(|line| format!("    setting-{line} = the value of the setting {line} of part {n}\n"))
         .collect();
+    let lines = lines.concat();
     format!(
         "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: part-{n}\n  namespace: own\n  labels:\n    app: part-{n}\ndata:\n  settings: |\n{lines}"
     )
