@@ -69,7 +69,7 @@ async fn it_asks_without_taking_anything() -> Result<()> {
         );
     }
     ensure!(
-        agent.log().matches("connected").count() == 1,
+        agent.log().matches("connected edge=").count() == 1,
         "the session was replaced: {}",
         agent.log()
     );
