@@ -213,7 +213,7 @@ impl<S: identity::Keep, L: ledger::Keep> Link<S, L> {
                         Next::Afresh => {
                             renewal = Renewal::of(&self.identity, &mut self.random)?;
                             tls = tls::edge(&self.identity, &self.network)?;
-                            backoff.reset();
+                            // A good session resets it; a certificate that is new does not make one.
                             backoff.after_failure()
                         }
                         Next::Ended(ended) => return Ok(ended),

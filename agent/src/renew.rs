@@ -68,6 +68,8 @@ pub(crate) async fn renew(network: &Network, identity: &Identity) -> Result<Iden
     let tls = tls::renewal(identity, network)?;
     let get = request(Method::GET, identity, Bytes::new())?;
     let challenge: RenewChallenge = parse(&call(network, identity, tls.clone(), get).await?)?;
+    // Whoever is verified tells what time it is.
+    network.clock.told(challenge.time);
     let old = DeviceKey::from_pem(&identity.key)?;
     let chain = Chain::verify(&identity.chain, &identity.ca_bundle, None)?;
     let leaf = chain.certificates().first();

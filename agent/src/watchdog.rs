@@ -114,7 +114,7 @@ fn with_pulse(act: impl FnOnce(&Pulse)) {
 impl Watchdog {
     /// The one of this process: as patient as systemd is, where that watches over it.
     pub fn of_the_process() -> Self {
-        let patience = sd_notify::watchdog_enabled().unwrap_or(PATIENCE);
+        let patience = sd_notify::watchdog_enabled().map_or(PATIENCE, |it| it.min(PATIENCE));
         Self::new(patience, notify)
     }
 

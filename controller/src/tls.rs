@@ -30,7 +30,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
@@ -51,6 +51,11 @@ use crate::{
 const UNSENT: u32 = 16 * 1024;
 /// How many bytes it takes that are not read yet; it doubles that.
 const UNREAD: usize = 32 * 1024;
+/// When the kernel finds out that a client of the API has vanished: within three minutes.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_mins(1))
+    .with_interval(Duration::from_secs(30))
+    .with_retries(4);
 /// How many bytes a device is read: the largest messages come in some seconds, and a flood does not.
 const DEVICE_PACE: Rate = Rate {
     burst: 256.0 * 1024.0,
@@ -382,9 +387,13 @@ async fn handshake(doors: &Doors, stream: TcpStream) -> io::Result<(Stream, &Doo
     let hello = LazyConfigAcceptor::new(Acceptor::default(), Inbound::new(stream)).await?;
     let door = doors.door(hello.client_hello().server_name());
     let tls = door.tls.tls();
+    let socket = SockRef::from(hello.io.socket());
     if tls.pace.is_some() {
         // And of what a paced peer sends, it takes little that is not read yet.
-        SockRef::from(hello.io.socket()).set_recv_buffer_size(UNREAD)?;
+        socket.set_recv_buffer_size(UNREAD)?;
+    } else {
+        // Devices have heartbeats; others may vanish while they wait for something that does not come.
+        socket.set_tcp_keepalive(&KEEPALIVE)?;
     }
     let mut stream = hello.into_stream(tls.config.clone()).await?;
     let (inbound, connection) = stream.get_mut();

@@ -8,6 +8,9 @@
 //!     │ not in time
 //!     ▼
 //! the copy ── connects: so it was not the network ─▶ on trial once more, then the copy until the file changes
+//!     │ does not either, for a while: so nobody knows
+//!     ▼
+//! on trial as if for the first time
 //! ```
 //!
 //! The copy is in the state directory, without the provisioning token. No file at all is a file that says
@@ -86,7 +89,7 @@ impl Refused {
         match self {
             Self::Invalid(why) => format!("{why}; {held} until {path} changes"),
             Self::NoConnection { tried_again: false } => format!(
-                "no connection came about with {path}; {held}, and it is tried once more when they have connected"
+                "no connection came about with {path}; {held}, and it is tried again when they have connected, or have not either"
             ),
             Self::NoConnection { tried_again: true } => format!(
                 "no connection came about with {path}, twice, while there was one before; {held} until it changes"
@@ -159,6 +162,12 @@ impl LastGood {
             trials: trials.saturating_add(1),
             connected: false,
         })
+    }
+
+    /// The copy does not connect either, so that the file did not says nothing.
+    pub fn forgive(&self) -> Result<(), FileError> {
+        self.folder.remove(REFUSED)?;
+        self.folder.sync()
     }
 
     /// The copy connected, so the file may be tried once more.

@@ -39,8 +39,15 @@ pub enum ConfigError {
     #[error("cannot read {0}")]
     Read(PathBuf, #[source] std::io::Error),
     /// The TOML is wrong.
-    #[error("{0}: {1}")]
-    Toml(PathBuf, Box<toml::de::Error>),
+    #[error("{path}{}: {message}", .line.map(|line| format!(":{line}")).unwrap_or_default())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, from 1.
+        line: Option<usize>,
+        /// What is wrong, without what stands there: that may be a password, and others than its owner read this.
+        message: String,
+    },
     /// The server's address is not one.
     #[error(
         "--server must be https://host[:port], not `{0}`: a device tells its token to nobody whom it cannot verify"
@@ -158,7 +165,14 @@ pub(super) fn with_last_good(given: &Given) -> Result<Settings, ConfigError> {
     let copy = last_good.as_ref().and_then(LastGood::copy);
     let come_back = |refused| {
         let below = parse(&path, copy.as_deref()?).ok()?;
-        let mut settings = settle(given.clone().over(below)).ok()?.settings;
+        let given = given.clone().over(below);
+        // A file of roots that is gone since must not keep a device down that knows the controller's own.
+        let bare = Given {
+            ca: None,
+            ..given.clone()
+        };
+        let settled = settle(given).or_else(|_unusable| settle(bare));
+        let mut settings = settled.ok()?.settings;
         settings.origin.standing = Standing::Refused(refused);
         Some(settings)
     };
@@ -455,7 +469,25 @@ fn file(named: Option<&Path>) -> Result<String, ConfigError> {
 }
 
 fn parse(path: &Path, text: &str) -> Result<Given, ConfigError> {
-    toml::from_str(text).map_err(|error| ConfigError::Toml(path.to_owned(), Box::new(error)))
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        ConfigError::Toml {
+            path: path.to_owned(),
+            line: before.map(|before| before.split('\n').count()),
+            message: without_values(error.message()),
+        }
+    })
+}
+
+/// The message of an error that may quote a text: from the first quotation to the end of the last one, it says nothing.
+fn without_values(message: &str) -> String {
+    match message.split_once("string \"") {
+        None => message.trim_end().to_owned(),
+        Some((before, rest)) => {
+            let after = rest.rsplit_once('"').map_or("", |(_value, after)| after);
+            format!("{before}string{after}").trim_end().to_owned()
+        }
+    }
 }
 
 /// Root certificates, one or several.
@@ -486,6 +518,26 @@ mod tests {
         match task(args).unwrap() {
             Task::Run(settings) => *settings,
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_told_without_what_stands_there() {
+        for (text, line, told) in [
+            (
+                "log = 'info'\nproxi = 'http://till:hush@proxy'\n",
+                2,
+                "unknown field `proxi`",
+            ),
+            ("proxy = 'http://till:hush@proxy\n", 1, ""),
+            ("token = \"hush\"hush\"\n", 1, ""),
+            ("\n\nupdate-window = \"hush\"\n", 3, "invalid type: string"),
+            ("server = \"hush\"\n", 1, ""),
+        ] {
+            let error = parse(Path::new("agent.toml"), text).unwrap_err();
+            let said = crate::causes(&error);
+            assert!(said.starts_with(&format!("agent.toml:{line}: ")), "{said}");
+            assert!(said.contains(told) && !said.contains("hush"), "{said}");
         }
     }
 
@@ -716,7 +768,7 @@ mod tests {
         };
         // Nothing to come back to: what is wrong is wrong, and what is new holds.
         std::fs::write(&file, "name =").unwrap();
-        assert!(matches!(task(&args), Err(ConfigError::Toml(..))));
+        assert!(matches!(task(&args), Err(ConfigError::Toml { .. })));
         let (name, origin) = standing("name = 'one'\ntoken = 'lst_a'");
         let Standing::Holds(essence) = origin.standing else {
             panic!("{:?}", origin.standing)

@@ -15,6 +15,9 @@ use crate::{
 /// How often to look whether the settings' file has changed, while it is not in force.
 const LOOK: Duration = Duration::from_mins(1);
 
+/// How long the settings that connected last have to do so again, before the new ones get another chance.
+const COPYS_TURN: Duration = Duration::from_mins(10);
+
 /// Returns when the settings should be read anew.
 pub(super) async fn judge(
     origin: &Origin,
@@ -53,8 +56,13 @@ pub(super) async fn judge(
             );
             reporter.holds(CONFIG_INVALID, refused.reason(), why);
             let once = *refused == Refused::NoConnection { tried_again: false };
+            let begun = time::Instant::now();
             while !origin.has_changed() {
                 time::sleep(LOOK).await;
+                if once && !*connected.borrow() && begun.elapsed() >= COPYS_TURN {
+                    noted(last_good.forgive());
+                    return;
+                }
                 if let Some(digest) = origin.digest
                     && once
                     && *connected.borrow()
@@ -125,10 +133,15 @@ mod tests {
         let refused = last_good.refusal(digest).unwrap();
         assert_eq!(refused, Refused::NoConnection { tried_again: false });
 
-        // The copy connects, and the file gets its second chance.
+        // The copy does not connect either: perhaps the file was right, and gets its chance as if it were new.
         let back = origin(&dir, Standing::Refused(refused));
+        judge(&back, &last_good, connected.subscribe(), &reporter).await;
+        assert_eq!(last_good.refusal(digest), None);
+        last_good.refuse(digest).unwrap();
+
+        // The copy connects, and the file gets its second chance.
         let judging = judge(&back, &last_good, connected.subscribe(), &reporter);
-        assert!(time::timeout(DEADLINE * 100, judging).await.is_err());
+        assert!(time::timeout(COPYS_TURN / 2, judging).await.is_err());
         let conditions = reporter.follow().borrow().conditions.clone();
         let stated = conditions
             .iter()

@@ -20,6 +20,7 @@ pub struct Former {
     identity: DeviceIdentity,
     leaf: CertificateDer<'static>,
     intermediates: Vec<CertificateDer<'static>>,
+    began: u64,
     ended: u64,
 }
 
@@ -44,12 +45,15 @@ impl Former {
             .ok_or_else(|| wrong("is not for a device of this controller".to_owned()))?;
         let (_, parsed) = X509Certificate::from_der(&leaf)
             .map_err(|error| wrong(format!("is not a certificate: {error}")))?;
-        let ended = parsed.validity().not_after.timestamp();
+        let milliseconds = |seconds| {
+            u64::try_from(seconds)
+                .unwrap_or_default()
+                .saturating_mul(1000)
+        };
         Ok(Self {
             identity,
-            ended: u64::try_from(ended)
-                .unwrap_or_default()
-                .saturating_mul(1000),
+            began: milliseconds(parsed.validity().not_before.timestamp()),
+            ended: milliseconds(parsed.validity().not_after.timestamp()),
             leaf,
             intermediates: chain,
         })
@@ -70,8 +74,9 @@ impl Former {
         &self.leaf
     }
 
-    /// Whether `authority` issued it, for devices, and its key made `signature` over `message`. That it has ended
-    /// is no matter: it is verified as of its end at the latest.
+    /// Whether `authority` issued it, for devices, and its key made `signature` over `message`. That it has ended, or
+    /// has not begun, is no matter: a controller whose clock was wrong issues what begins too late. It is verified as of
+    /// its own life.
     pub fn verify(
         &self,
         authority: &Authority,
@@ -85,7 +90,8 @@ impl Former {
             .iter()
             .map(anchor_from_trusted_cert)
             .collect::<Result<Vec<_>, _>>()?;
-        let at = UnixTime::since_unix_epoch(Duration::from_millis(now.min(self.ended)));
+        let at =
+            UnixTime::since_unix_epoch(Duration::from_millis(now.max(self.began).min(self.ended)));
         leaf.verify_for_usage(
             ALL_VERIFICATION_ALGS,
             &anchors,
@@ -134,15 +140,16 @@ mod tests {
         assert_eq!(former.ended(), NOW + 30 * DAY_MS);
         let authority = ca.authority();
         let signature = key.sign(b"message").unwrap();
-        for now in [NOW, NOW + 31 * DAY_MS, NOW + 365 * DAY_MS] {
+        for now in [
+            NOW - 60 * DAY_MS,
+            NOW,
+            NOW + 31 * DAY_MS,
+            NOW + 365 * DAY_MS,
+        ] {
             former
                 .verify(&authority, b"message", &signature, now)
                 .unwrap();
         }
-        // Before its time it proves nothing.
-        former
-            .verify(&authority, b"message", &signature, NOW - DAY_MS)
-            .unwrap_err();
         former
             .verify(&authority, b"another", &signature, NOW)
             .unwrap_err();

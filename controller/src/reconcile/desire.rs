@@ -138,11 +138,6 @@ impl Reconciler {
         if missing.is_empty() {
             return Ok(HashMap::new());
         }
-        // What no device uses is forgotten when there is enough of it.
-        let used = &self.memory.on_overlay;
-        if self.closures.len() > 2 * used.len() + 64 {
-            self.closures.retain(|overlay| used.contains_key(overlay));
-        }
         let tree = reading.tree.clone();
         let cache = std::mem::take(&mut self.closures);
         let identity = self.parts.builds.identity().to_owned();

@@ -99,8 +99,21 @@ impl Reader {
     /// be others now. `None` where all of it has to be read to tell.
     ///
     /// # Errors
-    /// Where the tree cannot be read. Nothing is lost then.
+    /// Where the tree cannot be read. The next reading is then one of all.
     pub fn advance(
+        &mut self,
+        tree: &dyn Tree,
+        changes: &Changes,
+    ) -> Result<Option<(Fleet, Vec<DeviceName>)>, TreeError> {
+        let advanced = self.follow(tree, changes);
+        if advanced.is_err() {
+            // Of the new tree something may be remembered already.
+            self.last = None;
+        }
+        advanced
+    }
+
+    fn follow(
         &mut self,
         tree: &dyn Tree,
         changes: &Changes,
