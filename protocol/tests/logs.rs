@@ -1,7 +1,11 @@
 //! Log streams between a controller session and a device session: whatever the reader does and whenever, everything
 //! arrives in order, no more than a window is ever on its way, and what is not read is not sent.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::{BTreeMap, VecDeque};
 
