@@ -479,14 +479,12 @@ fn parse(path: &Path, text: &str) -> Result<Given, ConfigError> {
     })
 }
 
-/// The message of an error that may quote a text: from the first quotation to the end of the last one, it says nothing.
+/// The message of an error without the values that it may quote: it has those in double quotes, and names in others.
 fn without_values(message: &str) -> String {
-    match message.split_once("string \"") {
-        None => message.trim_end().to_owned(),
-        Some((before, rest)) => {
-            let after = rest.rsplit_once('"').map_or("", |(_value, after)| after);
-            format!("{before}string{after}").trim_end().to_owned()
-        }
+    let message = message.trim_end();
+    match (message.split_once('"'), message.rsplit_once('"')) {
+        (Some((before, _)), Some((_, after))) => format!("{before}\"…\"{after}"),
+        _ => message.to_owned(),
     }
 }
 
