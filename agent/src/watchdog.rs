@@ -215,10 +215,14 @@ mod tests {
 
     use super::*;
 
-    const PATIENT: Duration = Duration::from_secs(60);
+    const PATIENT: Duration = Duration::from_mins(1);
     /// Longer than anybody waits.
     const LONG: Duration = Duration::from_hours(1);
 
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "the signature is that of what it stands for"
+    )]
     fn nobody(_: &[NotifyState<'_>]) -> io::Result<()> {
         Ok(())
     }
@@ -269,6 +273,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn systemd_hears_nothing_once_a_loop_is_stuck() {
         static SAID: AtomicUsize = AtomicUsize::new(0);
+        #[expect(
+            clippy::unnecessary_wraps,
+            reason = "the signature is that of what it stands for"
+        )]
         fn count(state: &[NotifyState<'_>]) -> io::Result<()> {
             let said = state
                 .iter()

@@ -235,8 +235,8 @@ mod tests {
         let (one, other) = (Digest::of(b"1"), Digest::of(b"2"));
         assert_eq!(last_good.refusal(one), None);
         last_good.refuse(one).unwrap();
-        let once = Refused::NoConnection { tried_again: false };
-        assert_eq!(last_good.refusal(one), Some(once));
+        let first = Refused::NoConnection { tried_again: false };
+        assert_eq!(last_good.refusal(one), Some(first));
         assert_eq!(last_good.refusal(other), None);
         last_good.try_again(one).unwrap();
         assert_eq!(last_good.refusal(one), None);
