@@ -104,8 +104,26 @@ impl Program {
         self.command("pod ps", QUICK).list().await
     }
 
-    /// How these containers are; those that are gone are left out.
+    /// How these containers are; those that are gone are left out, and those of which a `podman` that was killed has
+    /// removed only half.
     pub(super) async fn inspect(&self, ids: &[&str]) -> Result<Vec<Inspected>, PodmanError> {
+        let half_removed = |error: &PodmanError| error.to_string().contains("not known");
+        match self.inspect_all(ids).await {
+            // One of them keeps Podman from telling of any.
+            Err(error) if half_removed(&error) => {}
+            told => return told,
+        }
+        let mut all = Vec::new();
+        for id in ids {
+            match self.inspect_all(&[id]).await {
+                Err(error) if half_removed(&error) => {}
+                told => all.extend(told?),
+            }
+        }
+        Ok(all)
+    }
+
+    async fn inspect_all(&self, ids: &[&str]) -> Result<Vec<Inspected>, PodmanError> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
