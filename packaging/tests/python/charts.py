@@ -128,7 +128,8 @@ def test_identity():
     name = secret["metadata"]["name"]
     assert manifests.environment(pod_of(objects))["LONGSHORE_AGENT_IDENTITY_SECRET"] == name
     own = {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [name], "verbs": ["get", "patch"]}
-    assert manifests.by_kind(objects, "Role")["rules"] == [own], "rights beyond its own Secret"
+    logs = {"apiGroups": [""], "resources": ["pods", "pods/log"], "verbs": ["get", "list"]}
+    assert manifests.by_kind(objects, "Role")["rules"] == [own, logs], "rights beyond its own Secret and logs"
 
     objects = render(given(identity={"secret": False}, rbac={"scope": "namespace"}))
     assert not named(objects, "Secret", "-identity")
