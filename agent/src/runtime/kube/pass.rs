@@ -195,6 +195,16 @@ impl Cluster {
         for task in tasks {
             let Desired { name, resource, .. } = &task.desired;
             let record = self.inventory.records.entry(name.clone()).or_default();
+            // Applied by a process that was killed before it could note so. Whether the object was there before that
+            // can be told until it is written again.
+            if let Some((uid, _)) = &task.ours
+                && record.uid != *uid
+                && let Some(seen) = self.view.object(name)
+            {
+                record.uid.clone_from(uid);
+                record.adopted = seen.shared || seen.elder;
+                self.unkept = true;
+            }
             if record.version != resource.version {
                 record.version.clone_from(&resource.version);
                 self.unkept = true;

@@ -161,8 +161,12 @@ async fn remove(api: &Api, device: &DeviceId, leaving: &Leaving) -> Removal {
         if let Some(removal) = untouchable(&seen, device) {
             return removal;
         }
-        let unsure = leaving.record.uid.is_empty();
-        if leaving.record.adopted || (unsure && (seen.shared || seen.elder)) {
+        let adopted = if leaving.record.uid == seen.uid {
+            leaving.record.adopted
+        } else {
+            seen.shared || seen.elder
+        };
+        if adopted {
             return release(api, leaving, &path).await;
         }
         let refusal = match api.delete(&path, &seen.uid, Some(&seen.version)).await {

@@ -96,6 +96,29 @@ async fn killed_at_any_request_it_ends_as_if_it_had_not_been() {
 }
 
 #[tokio::test]
+async fn what_was_made_just_before_a_kill_stays_ours_when_it_changes_and_goes_when_it_leaves() {
+    let mut site = Site::start().await;
+    site.apply(&[namespace("shop")]).await.unwrap();
+    for text in ["1", "2", "3"] {
+        site.generation += 1;
+        let set = [namespace("shop"), config_map("page", text)];
+        let mut progress = site.server.progress();
+        let mut kube = Kube::new(site.settings.clone(), site.device.clone());
+        tokio::select! {
+            biased;
+            made = progress.wait_for(|_| site.text("page").as_deref() == Some(text)) => drop(made.unwrap()),
+            _ = kube.apply(holding(site.generation, &set)) => panic!("the kill was too late"),
+        }
+    }
+    site.restart();
+    site.apply(&[namespace("shop"), config_map("page", "4")])
+        .await
+        .unwrap();
+    site.apply(&[namespace("shop")]).await.unwrap();
+    assert_eq!(site.server.names("configmaps"), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn answers_that_are_lost_are_made_up_for() {
     for after_the_deed in [false, true] {
         for cut in 0..12 {

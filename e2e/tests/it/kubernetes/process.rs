@@ -70,7 +70,8 @@ async fn an_agent_killed_at_random_moments_leaves_nothing_over_and_nothing_twice
     world.repo.copy().pull().unwrap();
     world.give_own_overlay(NAME, "own").unwrap();
 
-    let mut wanted = BTreeMap::new();
+    let starts = |agent: &Agent| agent.log().matches("the agent runs").count();
+    let (mut wanted, mut started) = (BTreeMap::new(), 0);
     for round in 0..10 {
         wanted.clear();
         for n in 0..12 {
@@ -92,8 +93,16 @@ async fn an_agent_killed_at_random_moments_leaves_nothing_over_and_nothing_twice
             "round {round}: killed after {} requests, {reached}",
             *server.progress().borrow() - start
         );
+        started = starts(&agent);
         agent.start_again().unwrap();
     }
+    // What the one before it has applied says nothing of the last one.
+    eventually("the last one runs", async || {
+        anyhow::ensure!(starts(&agent) > started, "{}", agent.log());
+        Ok(())
+    })
+    .await
+    .unwrap();
     world.api.in_sync(NAME).await.unwrap();
 
     let mut expected: Vec<_> = wanted.keys().map(|name| format!("own/{name}")).collect();
