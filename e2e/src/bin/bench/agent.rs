@@ -9,6 +9,7 @@ use longshore_e2e::{
     api::FLEET,
     kubernetes::{ApiServer, Call},
     programs,
+    wait::eventually,
     world::own_object,
 };
 use longshore_protocol::api::{Approval, DeviceState};
@@ -207,7 +208,14 @@ impl Device<'_> {
         let commit = self.world.repo.copy().publish(message)?;
         let synced = self.world.cli(&["fleets", "sync", FLEET]).await?;
         synced.success()?;
-        self.world.api.sees(&commit).await?;
+        // A commit is in force before what it makes of the device is built.
+        eventually("the device is to run the commit", async || {
+            let device = self.world.api.device(NAME).await?;
+            let desired = device.desired.context("nothing is desired")?;
+            ensure!(desired.revision == commit, "still {}", desired.revision);
+            Ok(())
+        })
+        .await?;
         self.world.api.in_sync(NAME).await.map(drop)
     }
 
