@@ -4,6 +4,8 @@
 //! behind `LONGSHORE_AGENT_`. Once the device is enrolled, what says where it belongs does not count any more: that
 //! is then in the state directory. How to get there (`--proxy`, `--no-proxy`, `--ca`) does.
 
+mod error;
+mod file;
 mod last_good;
 mod resolve;
 mod values;
@@ -27,8 +29,8 @@ use crate::{
     update::Policy,
 };
 
+pub use error::ConfigError;
 pub use last_good::{LastGood, Origin, Refused, Standing};
-pub use resolve::ConfigError;
 
 const EXIT_CODES: &str = "\
 Exit codes:

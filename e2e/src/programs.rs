@@ -22,16 +22,21 @@ pub fn installed(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("`{name}` is not installed; run `scripts/bootstrap`"))
 }
 
-/// The built program `name`: in the directory of the running executable, or above it, as Cargo lays them out.
+/// A directory with programs that stand in for those of the running executable's profile.
+const INSTEAD: &str = "LONGSHORE_PROGRAMS";
+
+/// The built program `name`: in the directory that `LONGSHORE_PROGRAMS` names, in that of the running executable, or
+/// above it, as Cargo lays them out.
 ///
 /// # Errors
 /// Where it is not built.
 pub fn find(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("find the running program")?;
-    let found = own
-        .ancestors()
-        .skip(1)
-        .take(2)
+    let instead = env::var_os(INSTEAD).map(PathBuf::from);
+    let beside = own.ancestors().skip(1).take(2).map(Path::to_owned);
+    let found = instead
+        .into_iter()
+        .chain(beside)
         .map(|directory| directory.join(name))
         .find(|program| program.is_file());
     match found {
