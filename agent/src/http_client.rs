@@ -153,14 +153,8 @@ fn no_tls(network: &Network, at: String, error: io::Error) -> HttpError {
         }
         // What an HTTP server answers to a handshake.
         Some(rustls::Error::InvalidMessage(_)) => HttpError::NotTls(at),
-        Some(rustls::Error::AlertReceived(alert)) => match refused(*alert) {
-            Some(why) => HttpError::Certificate {
-                at,
-                why,
-                alert: *alert,
-            },
-            None => HttpError::Tls(at, error),
-        },
+        // An alert so early may come from anybody on the way, and is never about our certificate: in TLS 1.3, the only
+        // version in which we show it, we have shown it when the handshake is over.
         _ => HttpError::Tls(at, error),
     }
 }
@@ -283,5 +277,42 @@ fn authority(url: &Url) -> Result<String, HttpError> {
         (Some(host), Some(port)) => Ok(format!("{host}:{port}")),
         (Some(host), None) => Ok(host.to_owned()),
         (None, _) => Err(HttpError::Address(url.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::tls::Trust;
+
+    #[tokio::test]
+    async fn an_alert_that_anybody_could_have_sent_says_nothing_of_our_certificate() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let meddler = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut hello = [0; 16];
+            stream.read_exact(&mut hello).await.unwrap();
+            // A record of type 21, version 3.3, with two bytes: fatal, certificate_expired.
+            stream.write_all(&[21, 3, 3, 0, 2, 2, 45]).await.unwrap();
+            stream.shutdown().await.unwrap();
+            tokio::io::copy(&mut stream, &mut tokio::io::sink())
+                .await
+                .ok();
+        });
+        let network = Network::default();
+        let pin = longshore_protocol::Digest::of(b"root");
+        let tls = tls::enrollment(&Trust::Fingerprint(pin), &network).unwrap();
+        let error = connect(&network, &url.parse().unwrap(), tls).await.err();
+        let error = error.unwrap();
+        assert!(matches!(error, HttpError::Tls(..)), "{error:?}");
+        assert!(!error.is_certificate_expired());
+        assert!(crate::causes(&error).contains("CertificateExpired"));
+        meddler.await.unwrap();
     }
 }
