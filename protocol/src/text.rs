@@ -22,6 +22,16 @@ pub fn cut(text: &str, most: usize) -> String {
     kept.chain(['…']).collect()
 }
 
+/// The message of a parser's error without the values that it may quote: those are in double quotes, and names in
+/// others. A value may be a password, and an error is read by more people than the file.
+pub fn without_values(message: &str) -> String {
+    let message = message.trim_end();
+    match (message.split_once('"'), message.rsplit_once('"')) {
+        (Some((before, _)), Some((_, after))) => format!("{before}\"…\"{after}"),
+        _ => message.to_owned(),
+    }
+}
+
 fn escape(text: &str, lines: bool) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use longshore_protocol::text::without_values;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{ConfigError, Given, TokenSource, last_good::read_file};
@@ -34,15 +35,6 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Given, ConfigError> {
             message: without_values(error.message()),
         }
     })
-}
-
-/// The message of an error without the values that it may quote: it has those in double quotes, and names in others.
-fn without_values(message: &str) -> String {
-    let message = message.trim_end();
-    match (message.split_once('"'), message.rsplit_once('"')) {
-        (Some((before, _)), Some((_, after))) => format!("{before}\"…\"{after}"),
-        _ => message.to_owned(),
-    }
 }
 
 /// Root certificates, one or several.
