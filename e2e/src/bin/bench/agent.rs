@@ -127,7 +127,12 @@ impl Agents {
         let of = |verb: &str| calls.iter().filter(|call| call.verb == verb).count();
         let discovery = of("discover");
         let watches = of("watch") + of("list");
-        let rest = calls.len() - discovery - watches;
+        // What the device had before, and gives up now, is not among them.
+        let of_objects = calls.iter().filter(|call| {
+            let is_ours = call.namespace == NAMESPACE || call.name == NAMESPACE;
+            is_ours && !["discover", "watch", "list"].contains(&call.verb.as_str())
+        });
+        let rest = of_objects.count();
         let n = self.objects;
         report.line("discovery_requests", number(discovery), "requests", n)?;
         report.line("list_and_watch_requests", number(watches), "requests", n)?;
@@ -171,6 +176,9 @@ impl Agents {
         report.aim("agent_cpu_idle", percent, "%", seconds, Aim::AtMost(0.1))
     }
 }
+
+/// The namespace of all its objects.
+const NAMESPACE: &str = "own";
 
 /// The device and what it applies to.
 struct Device<'a> {
