@@ -12,8 +12,8 @@
 //! for people only: what runs stays as it is, and the controller offers the whole set again. A generation
 //! never falls because of a bad sector.
 //!
-//! Beside them are `ledger.good`, the last set that was applied and healthy, and `ledger.way`, what was decided
-//! on the way to the next ([`crate::update`]).
+//! Beside them are `ledger.good`, the last set that was applied and healthy, or the last that was begun before there
+//! was one, and `ledger.way`, what was decided on the way to the next ([`crate::update`]).
 
 mod format;
 
@@ -133,8 +133,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Remembers the last set that was applied and healthy.
-    pub fn store_good(&self, holding: &Holding) -> Result<(), FileError> {
+    /// Remembers what updates move away from.
+    pub fn store_base(&self, holding: &Holding) -> Result<(), FileError> {
         self.folder.write(GOOD, &format::encode(holding))?;
         self.folder.sync()
     }
@@ -147,10 +147,10 @@ impl Ledger {
         self.folder.sync()
     }
 
-    /// What [`Self::store_good`] and [`Self::store_way`] remembered. What cannot be read is as if it had not
+    /// What [`Self::store_base`] and [`Self::store_way`] remembered. What cannot be read is as if it had not
     /// been: the set that was accepted last is then applied as if it were the first.
     pub fn record(&self) -> Record {
-        let good = self.file(GOOD).and_then(|content| {
+        let base = self.file(GOOD).and_then(|content| {
             format::decode(&content)
                 .inspect_err(|wrong| tracing::warn!(%wrong, "the last good set is damaged"))
                 .ok()
@@ -161,7 +161,7 @@ impl Ledger {
                 .ok()
         });
         Record {
-            good: good.map(Arc::new),
+            base: base.map(Arc::new),
             way: way.unwrap_or_default(),
         }
     }

@@ -49,6 +49,8 @@ pub struct Timing {
     /// From the first sign of a hand in the runtime to the pass that repairs it: one save of an editor, or
     /// one `cp -r`, is one repair.
     pub settle: Duration,
+    /// How long a set has to stay healthy before it is what to fall back to, where the runtime knows health.
+    pub steady: Duration,
 }
 
 impl Default for Timing {
@@ -57,6 +59,7 @@ impl Default for Timing {
             check: Duration::from_mins(1),
             progress: Duration::from_secs(2),
             settle: Duration::from_millis(250),
+            steady: Duration::from_secs(30),
         }
     }
 }
@@ -71,6 +74,8 @@ pub struct Reconciler<R: ?Sized> {
     backoff: Backoff,
     /// What the runtime matched last.
     applied: Option<Held>,
+    /// Which set was in place, if only in parts, when the runtime was asked for its version.
+    probed: Option<Held>,
     /// Whether there is something in the runtime that other hands could change.
     is_watched: bool,
     /// The set that the hook after updates ran for last.
@@ -112,6 +117,7 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
             timing,
             backoff,
             applied: None,
+            probed: None,
             is_watched: false,
             followed_up: None,
             updates: Updates::default(),
@@ -136,6 +142,9 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
     /// Runs until it is stopped, and gives the runtime back. A pass that has begun is finished first.
     pub async fn run(mut self, stop: CancellationToken) -> Box<R> {
         let mut cause = Cause::Target;
+        if self.updates.resume() {
+            self.remember_way().await;
+        }
         loop {
             watchdog::beat(Duration::ZERO);
             let wait = self.pass(cause).await;
@@ -179,13 +188,17 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
                 self.reporter.withdraw(ROLLED_BACK);
                 self.forward(&pass, holding).await
             }
-            Aim::Stay { good, why } => self.stay(&pass, good, &why, now).await,
+            Aim::Stay { base, why } => self.stay(&pass, base, &why, now).await,
         }
     }
 
     /// Applies what was accepted, and sees to it that it becomes healthy.
     async fn forward(&mut self, pass: &Pass, holding: Arc<Holding>) -> Duration {
         let held = holding.held();
+        if self.updates.is_first() {
+            self.updates.began(&holding);
+            self.remember_base(holding.clone()).await;
+        }
         if self.applied != Some(held) {
             self.reporter.phase(pass.held, Phase::Applying);
         }
@@ -195,27 +208,19 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
                 let reason = if is_waiting { "Waiting" } else { "Applied" };
                 self.reporter.holds(APPLIED, reason, changes.waits());
                 self.reporter.phase(pass.held, Phase::Applied);
-                let (health, why) = self.look_at_health().await;
-                if health != Health::Current {
-                    self.backoff.reset();
-                    return self.not_healthy(held, why, self.timing.progress).await;
-                }
-                if let Err(error) = self.follow_up(&holding).await {
-                    self.reporter.fails(HEALTHY, "AfterUpdateFailed", &error);
-                    let wait = self.backoff.after_failure();
-                    return self.not_healthy(held, error, wait).await;
-                }
-                self.backoff.reset();
-                if self.updates.succeeded(&holding) {
-                    self.remember_good(holding).await;
-                }
-                self.timing.check
+                self.prove(holding).await
             }
             Err(error) => {
                 self.failed(pass.held, &error);
+                if error.is_lasting() {
+                    // No try will do better, and the rest is the best that this device can run.
+                    return self.prove(holding).await;
+                }
                 let wait = self.backoff.after_failure().max(self.timing.settle);
                 if error.is_partial() {
                     self.look_at_health().await;
+                }
+                if error.is_the_sets() {
                     return self.not_healthy(held, error.explanation(), wait).await;
                 }
                 wait
@@ -223,11 +228,35 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
         }
     }
 
-    /// Keeps the last good set in place while what was accepted waits or is given up.
+    /// Sees whether what is applied is healthy, and stays so: then it is what to fall back to.
+    async fn prove(&mut self, holding: Arc<Holding>) -> Duration {
+        let held = holding.held();
+        let health = self.look_at_health().await;
+        if let Some((Health::InProgress | Health::Failed, why)) = health {
+            self.backoff.reset();
+            return self.not_healthy(held, why, self.timing.progress).await;
+        }
+        if let Err(error) = self.follow_up(&holding).await {
+            self.reporter.fails(HEALTHY, "AfterUpdateFailed", &error);
+            let wait = self.backoff.after_failure();
+            return self.not_healthy(held, error, wait).await;
+        }
+        self.backoff.reset();
+        let steady = health.map_or(Duration::ZERO, |_| self.timing.steady);
+        if let Some(rest) = self.updates.unsteady(held, Instant::now(), steady) {
+            return rest.min(self.timing.check);
+        }
+        if self.updates.succeeded(&holding) {
+            self.remember_base(holding).await;
+        }
+        self.timing.check
+    }
+
+    /// Keeps the base in place while what was accepted waits or is given up.
     async fn stay(
         &mut self,
         pass: &Pass,
-        good: Arc<Holding>,
+        base: Arc<Holding>,
         why: &Stay,
         now: Timestamp,
     ) -> Duration {
@@ -247,23 +276,23 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
                 let message = format!(
                     "it did not become healthy, so the set of generation {} is back; the next change of the desired \
                      state is tried again: {}",
-                    good.generation(),
+                    base.generation(),
                     refusal.why
                 );
                 self.reporter.holds(ROLLED_BACK, "NotHealthy", &message);
                 (Phase::Failed, "RolledBack", message)
             }
         };
-        match self.apply(pass, good).await {
+        match self.apply(pass, base).await {
             Ok(_changes) => {
                 self.backoff.reset();
                 self.reporter.fails(APPLIED, reason, message);
                 self.reporter.phase(pass.held, phase);
-                let (health, _) = self.look_at_health().await;
-                if health == Health::Current {
-                    wait
-                } else {
-                    wait.min(self.timing.progress)
+                match self.look_at_health().await {
+                    Some((Health::InProgress | Health::Failed, _)) => {
+                        wait.min(self.timing.progress)
+                    }
+                    Some((Health::Current, _)) | None => wait,
                 }
             }
             Err(error) => {
@@ -277,15 +306,19 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
     async fn apply(&mut self, pass: &Pass, holding: Arc<Holding>) -> Result<Changes, ApplyError> {
         let held = holding.held();
         let applied = self.runtime.apply(holding).await;
-        self.is_watched |= applied
+        let in_place = applied
             .as_ref()
             .map_or_else(ApplyError::is_partial, |_| true);
+        self.is_watched |= in_place;
+        if in_place
+            && self.probed.replace(held) != Some(held)
+            && let Ok(version) = self.runtime.probe().await
+        {
+            self.version.send_replace(version);
+        }
         let changes = applied?;
         let fresh = self.applied.replace(held) != Some(held);
         self.tell_drift(held, fresh, pass.cause, &changes);
-        if fresh && let Ok(version) = self.runtime.probe().await {
-            self.version.send_replace(version);
-        }
         Ok(changes)
     }
 
@@ -301,8 +334,11 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
             .before(holding)
             .await
             .map_err(|error| ("BeforeUpdateFailed", error.to_string()))?;
-        self.updates.began(holding.held());
-        self.remember_way().await;
+        if self.updates.began(holding) {
+            self.remember_base(holding.clone()).await;
+        } else {
+            self.remember_way().await;
+        }
         Ok(())
     }
 
@@ -312,12 +348,12 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
         self.reporter.holds(UPDATE_HELD, reason, &error);
         self.reporter.fails(APPLIED, reason, error);
         self.reporter.phase(pass.held, Phase::Pending);
-        if let Some(good) = self.updates.record().good.clone()
-            && let Err(error) = self.apply(pass, good).await
+        if let Some(base) = self.updates.record().base.clone()
+            && let Err(error) = self.apply(pass, base).await
         {
             tracing::warn!(
                 error = error.explanation(),
-                "nor is the last good set in place"
+                "nor is the set before it in place"
             );
         }
         self.backoff.after_failure().max(self.timing.settle)
@@ -326,9 +362,7 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
     /// Runs the hook after updates, once for each set.
     async fn follow_up(&mut self, holding: &Arc<Holding>) -> Result<(), String> {
         let held = holding.held();
-        let good = self.updates.record().good.as_ref();
-        let is_update = good.is_some_and(|good| good.held() != held);
-        if !is_update || self.followed_up == Some(held) {
+        if !self.updates.is_under_way(held) || self.followed_up == Some(held) {
             return Ok(());
         }
         let after = self.updates.policy.hooks.after(holding).await;
@@ -339,7 +373,11 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
 
     /// Gives the set up, at once, when its time is over, and has another look after `wait` before.
     async fn not_healthy(&mut self, held: Held, why: String, wait: Duration) -> Duration {
-        if !self.updates.is_overdue(held, Instant::now()) {
+        let now = Instant::now();
+        if !self.updates.is_overdue(held, now) {
+            if self.updates.count(now) {
+                self.remember_way().await;
+            }
             return wait;
         }
         tracing::error!(generation = %held.generation, why, "not healthy in time; going back to the last good set");
@@ -358,10 +396,14 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
         }
     }
 
-    async fn remember_good(&mut self, holding: Arc<Holding>) {
+    /// Remembers what updates move away from. What is cut off in between is found as it was before, or not proven.
+    async fn remember_base(&mut self, holding: Arc<Holding>) {
         let way = self.updates.record().way.clone();
         self.remember(move |ledger| {
-            ledger.store_good(&holding)?;
+            if way.unproven {
+                ledger.store_way(&way)?;
+            }
+            ledger.store_base(&holding)?;
             ledger.store_way(&way)
         })
         .await;
@@ -404,18 +446,16 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
         }
     }
 
-    /// Says how the objects fare, and why not better.
-    async fn look_at_health(&mut self) -> (Health, String) {
-        let Some(objects) = self.runtime.health().await else {
-            return (Health::Current, String::new());
-        };
+    /// Says how the objects fare, and why not better, where the runtime knows.
+    async fn look_at_health(&mut self) -> Option<(Health, String)> {
+        let objects = self.runtime.health().await?;
         let (health, summary) = (health::worst(&objects), health::summary(&objects));
         match health {
             Health::Current => self.reporter.holds(HEALTHY, "Current", ""),
             Health::InProgress => self.reporter.unknown(HEALTHY, "InProgress", &summary),
             Health::Failed => self.reporter.fails(HEALTHY, "Failed", &summary),
         }
-        (health, summary)
+        Some((health, summary))
     }
 
     fn failed(&mut self, held: Held, error: &ApplyError) {

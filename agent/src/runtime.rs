@@ -166,6 +166,11 @@ pub struct Unapplied {
     pub message: String,
 }
 
+/// The reason where a runtime cannot run an object.
+pub(crate) const UNSUPPORTED: &str = "Unsupported";
+/// The reason where an object lies outside of what the agent may touch by its settings.
+pub(crate) const OUT_OF_SCOPE: &str = "OutOfScope";
+
 /// Why a holding is not applied. The reconciler tries again in all cases.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -230,6 +235,17 @@ impl ApplyError {
     /// Whether what could be applied is, so that its health is worth a look.
     pub fn is_partial(&self) -> bool {
         matches!(self, Self::Objects(_))
+    }
+
+    /// Whether what could be applied is, and no further try will do better: the rest is nothing for this runtime.
+    pub fn is_lasting(&self) -> bool {
+        let lasts = |it: &Unapplied| matches!(it.reason, UNSUPPORTED | OUT_OF_SCOPE);
+        matches!(self, Self::Objects(objects) if objects.iter().all(lasts))
+    }
+
+    /// Whether the set may be at fault, and not what it is applied with.
+    pub fn is_the_sets(&self) -> bool {
+        matches!(self, Self::Objects(_) | Self::Program(_))
     }
 
     /// The error and its cause, in one line.

@@ -1,17 +1,20 @@
 //! How a device moves from one manifest set to the next.
 //!
 //! ```text
-//! accepted ─▶ window open? ─▶ prepare ─▶ before-update ─▶ apply ─▶ healthy? ─▶ after-update ─▶ good
+//! accepted ─▶ window open? ─▶ prepare ─▶ before-update ─▶ apply ─▶ healthy? ─▶ after-update ─▶ steady? ─▶ good
 //!                  │ no                                                │ not within the deadline
-//!                  └─────────▶ the good set goes on running ◀──────────┘ refused, until another set comes
+//!                  └─────────▶ the base goes on running ◀──────────────┘ refused, until another set comes
 //! ```
 //!
 //! This module decides, without a clock and without I/O; [`crate::reconcile`] carries out. What must outlive a
-//! restart is a [`Record`], which [`crate::ledger`] keeps: the last good set, the update that was begun, and the
-//! set that was refused.
+//! restart is a [`Record`], which [`crate::ledger`] keeps: the base, the update that was begun, and the set that was
+//! refused.
 //!
-//! The first set of a device is no update: there is nothing to fall back to, and nothing that could be
-//! disturbed. Nor is the good set itself, however often it has to be repaired.
+//! The base is the last good set. Before there was one it is the set that was begun last: updates of that have
+//! windows and hooks as all others, and what is held back is held at it, but it is nothing to fall back to.
+//!
+//! The first set of a device is no update: nothing could be disturbed. Nor is the base itself, however often it has
+//! to be repaired.
 
 pub mod hooks;
 pub mod window;
@@ -28,8 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{hooks::Hooks, window::Window};
 
-/// An object with this annotation set to `enabled` stays as it was in the last good set, or away where it was not
-/// there.
+/// An object with this annotation set to `enabled` stays as it was in the base, or away where it was not there.
 pub const HOLD: &str = "longshore.dev/hold";
 
 /// How careful a device is. All of it comes from the device's own settings, none from the repo.
@@ -47,18 +49,23 @@ pub struct Policy {
 /// What outlives a restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// The last set that was applied and healthy, without what was held back.
-    pub good: Option<Arc<Holding>>,
+    /// What updates move away from, without what was held back: the last set that was applied and healthy, or,
+    /// before there was one, the last that was begun.
+    pub base: Option<Arc<Holding>>,
     /// What was decided on the way to the next.
     pub way: Way,
 }
 
-/// What was decided on the way from the good set to another.
+/// What was decided on the way from the base to another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Way {
+    /// Whether the base never was healthy.
+    pub unproven: bool,
     /// The update that was begun: it is gone on with when its window closes.
     pub begun: Option<Held>,
+    /// How much of its time that update has had, in milliseconds; each start of the agent counts a little.
+    pub spent: u64,
     /// The set that did not become healthy.
     pub refused: Option<Refusal>,
 }
@@ -82,16 +89,16 @@ pub enum Aim {
         /// Whether this is the beginning of an update.
         begins: bool,
     },
-    /// The good set, for now.
+    /// The base, for now.
     Stay {
         /// What to apply.
-        good: Arc<Holding>,
+        base: Arc<Holding>,
         /// Why not what was accepted.
         why: Stay,
     },
 }
 
-/// Why the good set stays.
+/// Why the base stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stay {
     /// No window is open.
@@ -103,14 +110,19 @@ pub enum Stay {
     Refused(Refusal),
 }
 
+/// In so many steps the time of an update is counted on disk.
+const STEPS: u32 = 20;
+
 /// The decisions of one device.
 #[derive(Debug, Default)]
 pub struct Updates {
     /// How careful it is.
     pub policy: Policy,
     record: Record,
-    /// What the deadline runs for, and since when. A restart begins it anew.
+    /// What the deadline runs for, and since when what it has had is not recorded.
     waiting: Option<(Held, Instant)>,
+    /// What is healthy, and since when.
+    healthy: Option<(Held, Instant)>,
 }
 
 impl Updates {
@@ -119,7 +131,7 @@ impl Updates {
         Self {
             policy,
             record,
-            waiting: None,
+            ..Self::default()
         }
     }
 
@@ -128,17 +140,42 @@ impl Updates {
         &self.record
     }
 
+    /// Whether there is a set to fall back to from `held`.
+    fn is_update(&self, held: Held) -> bool {
+        let base = self.record.base.as_ref();
+        !self.record.way.unproven && base.is_some_and(|base| base.held() != held)
+    }
+
+    /// Goes on with an update in whose midst the agent ended. That costs some of the update's time, for a set that has
+    /// the device start again and again would otherwise never be out of it. Says whether there is something to record.
+    pub fn resume(&mut self) -> bool {
+        let (Some(begun), Some(deadline)) = (self.record.way.begun, self.policy.deadline) else {
+            return false;
+        };
+        self.spend(deadline / STEPS);
+        if Duration::from_millis(self.record.way.spent) >= deadline && self.is_update(begun) {
+            let why = "the agent was started again and again in the midst of it".to_owned();
+            self.refuse(begun, why);
+        }
+        true
+    }
+
+    fn spend(&mut self, time: Duration) {
+        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.record.way.spent = self.record.way.spent.saturating_add(millis);
+    }
+
     /// What to apply, now that `accepted` is what the device should run.
     pub fn aim(&self, accepted: &Arc<Holding>, now: Timestamp) -> Aim {
-        let holding = less_held_back(accepted, self.record.good.as_deref());
-        let Some(good) = &self.record.good else {
+        let holding = less_held_back(accepted, self.record.base.as_deref());
+        let Some(base) = &self.record.base else {
             return Aim::Forward {
                 holding,
                 begins: false,
             };
         };
         let held = holding.held();
-        if held == good.held() {
+        if held == base.held() {
             return Aim::Forward {
                 holding,
                 begins: false,
@@ -148,14 +185,14 @@ impl Updates {
             && refusal.held == held
         {
             return Aim::Stay {
-                good: good.clone(),
+                base: base.clone(),
                 why: Stay::Refused(refusal.clone()),
             };
         }
-        let begun = self.record.way.begun == Some(held);
+        let begun = self.is_under_way(held);
         if !begun && !window::is_open(&self.policy.windows, now) {
             return Aim::Stay {
-                good: good.clone(),
+                base: base.clone(),
                 why: Stay::Closed {
                     opens: window::next(&self.policy.windows, now),
                 },
@@ -167,62 +204,104 @@ impl Updates {
         }
     }
 
-    /// The update to this set began.
-    pub fn began(&mut self, held: Held) {
+    /// This is about to be applied. Says whether it is another base by that.
+    pub fn began(&mut self, holding: &Arc<Holding>) -> bool {
+        let unproven = self.is_first() || self.record.way.unproven;
         self.record.way = Way {
-            begun: Some(held),
-            refused: None,
+            unproven,
+            begun: (!self.is_first()).then(|| holding.held()),
+            ..Way::default()
         };
+        if unproven {
+            self.record.base = Some(holding.clone());
+        }
+        unproven
+    }
+
+    /// Whether nothing was ever begun.
+    pub fn is_first(&self) -> bool {
+        self.record.base.is_none()
+    }
+
+    /// Whether this is an update that was begun and is not good yet.
+    pub fn is_under_way(&self, held: Held) -> bool {
+        self.record.way.begun == Some(held)
+    }
+
+    /// How long this has to stay healthy before it is good, where it has to: a container that ends soon after its
+    /// start was healthy, too.
+    pub fn unsteady(&mut self, held: Held, now: Instant, steady: Duration) -> Option<Duration> {
+        let since = match self.healthy {
+            Some((healthy, since)) if healthy == held => since,
+            _ => self.healthy.insert((held, now)).1,
+        };
+        let rest = steady.saturating_sub(now.saturating_duration_since(since));
+        (!self.is_good(held) && !rest.is_zero()).then_some(rest)
+    }
+
+    fn is_good(&self, held: Held) -> bool {
+        let base = self.record.base.as_ref();
+        !self.record.way.unproven && base.is_some_and(|base| base.held() == held)
     }
 
     /// The set is applied and healthy: it is what to fall back to. Says whether that is news.
     pub fn succeeded(&mut self, holding: &Arc<Holding>) -> bool {
         self.waiting = None;
-        let is_news = self
-            .record
-            .good
-            .as_ref()
-            .is_none_or(|good| good.held() != holding.held());
+        let is_news = !self.is_good(holding.held());
         if is_news {
-            self.record.good = Some(holding.clone());
+            self.record.base = Some(holding.clone());
             self.record.way = Way::default();
         }
         is_news
     }
 
-    /// Whether a set that is not healthy yet is out of time; the first question starts its clock. There is no
-    /// deadline for a set that there is nothing to fall back from.
+    /// Whether a set that is not healthy is out of time; the first question starts its clock. There is no deadline for
+    /// a set that there is nothing to fall back from.
     pub fn is_overdue(&mut self, held: Held, now: Instant) -> bool {
-        let is_update = |good: &Arc<Holding>| good.held() != held;
-        let (Some(deadline), true) = (
-            self.policy.deadline,
-            self.record.good.as_ref().is_some_and(is_update),
-        ) else {
+        self.healthy = None;
+        let (Some(deadline), true) = (self.policy.deadline, self.is_update(held)) else {
             return false;
         };
         let since = match self.waiting {
             Some((waiting, since)) if waiting == held => since,
             _ => self.waiting.insert((held, now)).1,
         };
-        now.saturating_duration_since(since) >= deadline
+        let spent = Duration::from_millis(self.record.way.spent);
+        spent + now.saturating_duration_since(since) >= deadline
+    }
+
+    /// Counts the time that an update has had since it was counted last. Says whether there is something to record.
+    pub fn count(&mut self, now: Instant) -> bool {
+        let (Some((held, since)), Some(deadline)) = (self.waiting, self.policy.deadline) else {
+            return false;
+        };
+        let had = now.saturating_duration_since(since);
+        if had < deadline / STEPS || self.record.way.begun != Some(held) {
+            return false;
+        }
+        self.spend(had);
+        self.waiting = Some((held, now));
+        true
     }
 
     /// Gives a set up.
     pub fn refuse(&mut self, held: Held, why: String) {
         self.waiting = None;
         self.record.way = Way {
-            begun: None,
             refused: Some(Refusal { held, why }),
+            ..Way::default()
         };
     }
 }
 
-/// The holding with each object that asks to be held back as it is in `good`.
-fn less_held_back(holding: &Arc<Holding>, good: Option<&Holding>) -> Arc<Holding> {
-    if !holding.objects().any(is_held_back) {
+/// The holding with each object that asks to be held back as it is in `base`. Where nothing is known of a base although
+/// there must have been one, nothing is held back: what runs would be removed otherwise.
+fn less_held_back(holding: &Arc<Holding>, base: Option<&Holding>) -> Arc<Holding> {
+    let is_lost = base.is_none() && holding.generation().number() > 1;
+    if is_lost || !holding.objects().any(is_held_back) {
         return holding.clone();
     }
-    let before: BTreeMap<_, _> = good
+    let before: BTreeMap<_, _> = base
         .into_iter()
         .flat_map(Holding::objects)
         .map(|object| (object.key(), object))

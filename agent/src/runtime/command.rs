@@ -7,7 +7,7 @@
 //!
 //! The program gets the whole set as YAML documents on stdin, in the order in which Kubernetes takes them, and a file
 //! with the objects that left the set. Exit code 0 says that the target matches; anything else, that the pass is to
-//! be tried again. Equal sets are equal bytes.
+//! be tried again, and 75, that the set is not at fault. Equal sets are equal bytes.
 //!
 //! Guarantees:
 //! - The program runs when the set changed, and after that only at the interval that was asked for, if any.
@@ -35,9 +35,12 @@ use super::{
 use crate::{
     causes,
     files::Folder,
-    process::{self, Call, Ended, inherited},
+    process::{self, Call, Ended, ProcessError, inherited},
     watchdog,
 };
+
+/// The exit code with which a program says that the set is not at fault: `EX_TEMPFAIL` of `sysexits.h`.
+const NOT_NOW: i32 = 75;
 
 /// How the program is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,15 +156,19 @@ impl Command {
             .environment(self.variables(holding))
             .arguments(arguments)
             .input(input.into_bytes());
-        let ended = call
-            .run()
-            .await
-            .map_err(|error| ApplyError::Program(causes(&error)))?;
+        let ended = call.run().await.map_err(|error| match error {
+            ProcessError::Start { .. } => ApplyError::Unavailable(causes(&error)),
+            _ => ApplyError::Program(causes(&error)),
+        })?;
         tracing::debug!(program, output = %String::from_utf8_lossy(&ended.output), "the program ended");
         if ended.status.success() {
             return Ok(());
         }
-        Err(ApplyError::Program(explanation(program, &ended)))
+        let explanation = explanation(program, &ended);
+        Err(match ended.status.code() {
+            Some(NOT_NOW) => ApplyError::Unavailable(explanation),
+            _ => ApplyError::Program(explanation),
+        })
     }
 
     fn variables(&self, holding: Option<&Holding>) -> Vec<(OsString, OsString)> {

@@ -61,12 +61,12 @@ fn updates_begin_in_a_window_and_end_whenever_they_do() {
     updates.succeeded(&one(1));
     let opens = Some(at("2026-11-22T02:00:00Z"));
     let stay = Aim::Stay {
-        good: one(1),
+        base: one(1),
         why: Stay::Closed { opens },
     };
     assert_eq!(updates.aim(&one(2), at(DAY)), stay);
     assert_eq!(updates.aim(&one(2), at(NIGHT)), forward(&one(2), true));
-    updates.began(one(2).held());
+    assert!(!updates.began(&one(2)));
     let mut updates = Updates::new(updates.policy.clone(), updates.record().clone());
     assert_eq!(
         updates.aim(&one(2), at(DAY)),
@@ -105,13 +105,13 @@ fn a_set_that_does_not_become_healthy_is_given_up_until_another_comes() {
     updates.refuse(one(3).held(), "0 of 1 ready".into());
     let mut updates = Updates::new(updates.policy.clone(), updates.record().clone());
     let Aim::Stay {
-        good,
+        base,
         why: Stay::Refused(refusal),
     } = updates.aim(&one(3), at(DAY))
     else {
         panic!("it is tried again");
     };
-    assert_eq!((good, refusal.why.as_str()), (one(1), "0 of 1 ready"));
+    assert_eq!((base, refusal.why.as_str()), (one(1), "0 of 1 ready"));
     assert_eq!(updates.aim(&one(4), at(DAY)), forward(&one(4), true));
     // The good one is never given up, whatever becomes of it later.
     updates.succeeded(&one(1));

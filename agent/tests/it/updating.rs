@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -17,10 +17,10 @@ use longshore_agent::{
     reconcile::{Reconciler, Timing},
     report::Reporter,
     runtime::{
-        ApplyError, Changes, Runtime,
+        ApplyError, Changes, Runtime, Unapplied,
         health::{Health, ObjectHealth},
     },
-    update::{Policy, Updates, hooks::Hooks},
+    update::{HOLD, Policy, Updates, hooks::Hooks},
 };
 use longshore_protocol::{
     ConditionStatus, Object, ObjectKey,
@@ -37,14 +37,16 @@ use crate::{until, until_true};
 /// What happened, in order: `prepare 2`, `apply 2`, …
 type Log = Arc<Mutex<Vec<String>>>;
 
-/// A runtime in which objects with the data `sick` never become healthy.
+/// A runtime in which an object's text says how it fares: `sick` ones never become healthy, and `fading` ones do not
+/// stay so; a set with one that `fails` is not applied, and one that is `strange` is refused.
 struct Fake {
     log: Log,
     runs: Option<Arc<Holding>>,
+    since: Instant,
 }
 
-fn is_sick(object: &Object) -> bool {
-    object.value()["data"]["text"] == "sick"
+fn says(object: &Object, text: &str) -> bool {
+    object.value()["data"]["text"] == text
 }
 
 #[async_trait]
@@ -64,8 +66,25 @@ impl Runtime for Fake {
             let line = format!("apply {}", holding.generation());
             self.log.lock().unwrap().push(line);
         }
+        if holding.objects().any(|object| says(object, "fails")) {
+            return Err(ApplyError::Program("exit code 1".into()));
+        }
+        if self.runs.as_ref().map(|runs| runs.held()) != Some(holding.held()) {
+            self.since = Instant::now();
+        }
+        let strange = holding.objects().filter(|object| says(object, "strange"));
+        let refused = strange.map(|object| Unapplied {
+            object: object.key().to_string(),
+            reason: "Unsupported",
+            message: "no such thing here".into(),
+        });
+        let refused: Vec<_> = refused.collect();
         self.runs = Some(holding);
-        Ok(Changes::default())
+        if refused.is_empty() {
+            Ok(Changes::default())
+        } else {
+            Err(ApplyError::Objects(refused))
+        }
     }
 
     async fn health(&mut self) -> Option<Vec<ObjectHealth>> {
@@ -75,7 +94,9 @@ impl Runtime for Fake {
             health: Health::InProgress,
             message: "0 of 1 ready".into(),
         };
-        let sick = sick.filter(|object| is_sick(object));
+        let has_faded = self.since.elapsed() > Duration::from_millis(100);
+        let sick =
+            sick.filter(|object| says(object, "sick") || (has_faded && says(object, "fading")));
         Some(sick.map(|object| health(object.key())).collect())
     }
 
@@ -86,6 +107,18 @@ impl Runtime for Fake {
     async fn disturbed(&mut self) {
         std::future::pending::<()>().await;
     }
+}
+
+fn object(name: &str, text: &str) -> Object {
+    Object::from_value(&json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": name}, "data": {"text": text}}))
+    .unwrap()
+}
+
+fn held(name: &str, text: &str) -> Object {
+    let mut value = object(name, text).value();
+    value["metadata"]["annotations"] = json!({HOLD: "enabled"});
+    Object::from_value(&value).unwrap()
 }
 
 struct Device {
@@ -118,10 +151,12 @@ impl Device {
             check: Duration::from_millis(100),
             progress: short,
             settle: short,
+            steady: Duration::from_millis(300),
         };
         let runtime = Fake {
             log: log.clone(),
             runs: None,
+            since: Instant::now(),
         };
         let reconciler = Reconciler::new(
             Box::new(runtime),
@@ -153,12 +188,37 @@ impl Device {
     }
 
     async fn wants(&mut self, generation: u64, text: &str, phase: Phase) {
-        let object = Object::from_value(&json!({"apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": "a"}, "data": {"text": text}}))
-        .unwrap();
-        let holding = Holding::new(generation.into(), "c0ffee".into(), [object]).unwrap();
+        self.wants_all(generation, [object("a", text)], phase).await;
+    }
+
+    async fn wants_all<const N: usize>(
+        &mut self,
+        generation: u64,
+        objects: [Object; N],
+        phase: Phase,
+    ) {
+        let holding = Holding::new(generation.into(), "c0ffee".into(), objects).unwrap();
         self.target.send_replace(Some(Arc::new(holding)));
         self.is(generation, phase).await;
+    }
+
+    /// The set of this generation is what to fall back to.
+    async fn trusts(&self, generation: u64) {
+        until_true("a set is good", || {
+            let record = Ledger::new(Folder::open(self.dir.path()).unwrap()).record();
+            let base = record.base.map(|base| base.generation().number());
+            base == Some(generation) && !record.way.unproven
+        })
+        .await;
+    }
+
+    /// Stops, and says which objects ran, with their texts.
+    async fn ran(self) -> Vec<(String, String)> {
+        self.stop.cancel();
+        let runs = self.task.await.unwrap().runs.unwrap();
+        let text = |object: &Object| object.value()["data"]["text"].as_str().unwrap().to_owned();
+        let named = |object: &Object| (object.key().name.clone(), text(object));
+        runs.objects().map(named).collect()
     }
 
     async fn is(&mut self, generation: u64, phase: Phase) {
@@ -209,6 +269,7 @@ fn impatient() -> Policy {
 async fn a_set_that_does_not_become_healthy_gives_way_to_the_last_good_one() {
     let mut device = Device::start(impatient());
     device.wants(1, "well", Phase::Applied).await;
+    device.trusts(1).await;
     device.wants(2, "sick", Phase::Failed).await;
     let why = device.says("RolledBack", "NotHealthy").await;
     assert!(
@@ -222,13 +283,7 @@ async fn a_set_that_does_not_become_healthy_gives_way_to_the_last_good_one() {
     device.is(2, Phase::Failed).await;
     assert_eq!(device.log()[4..], ["apply 1"]);
     device.wants(3, "well again", Phase::Applied).await;
-    until_true("the third set is good", || {
-        Ledger::new(Folder::open(device.dir.path()).unwrap())
-            .record()
-            .good
-            .is_some_and(|good| good.generation().number() == 3)
-    })
-    .await;
+    device.trusts(3).await;
     let report = device.report.borrow().clone();
     assert!(
         report.conditions.iter().all(|it| it.kind != "RolledBack"),
@@ -251,6 +306,7 @@ async fn an_update_outside_its_windows_waits() {
     policy.windows = vec!["0 0 29 2 * UTC for 1m".parse().unwrap()];
     let mut device = Device::start(policy);
     device.wants(1, "well", Phase::Applied).await;
+    device.trusts(1).await;
     device.wants(2, "better", Phase::Pending).await;
     let why = device.says("UpdateHeld", "OutsideWindow").await;
     assert!(why.contains("-02-29T00:00:00Z"), "{why}");
@@ -276,6 +332,7 @@ async fn an_update_does_not_begin_while_the_hook_before_it_fails() {
         ..impatient()
     });
     device.wants(1, "well", Phase::Applied).await;
+    device.trusts(1).await;
     device.wants(2, "better", Phase::Pending).await;
     let why = device.says("UpdateHeld", "BeforeUpdateFailed").await;
     assert!(why.contains("not yet") && why.contains('7'), "{why}");
@@ -302,8 +359,128 @@ async fn an_update_is_taken_back_where_the_hook_after_it_fails() {
         ..impatient()
     });
     device.wants(1, "well", Phase::Applied).await;
+    device.trusts(1).await;
     device.wants(2, "better", Phase::Failed).await;
     let why = device.says("RolledBack", "NotHealthy").await;
     assert!(why.contains("generation 2 breaks the till"), "{why}");
     assert_eq!(device.log().last().unwrap(), "apply 1");
+}
+
+#[tokio::test]
+async fn a_set_that_was_well_for_a_moment_is_not_good() {
+    let mut device = Device::start(impatient());
+    device.wants(1, "well", Phase::Applied).await;
+    device.trusts(1).await;
+    device.wants(2, "fading", Phase::Failed).await;
+    device.says("RolledBack", "NotHealthy").await;
+    assert_eq!(device.ran().await, [("a".into(), "well".into())]);
+}
+
+#[tokio::test]
+async fn a_set_whose_program_fails_is_taken_back() {
+    let mut device = Device::start(impatient());
+    device.wants(1, "well", Phase::Applied).await;
+    device.trusts(1).await;
+    device.wants(2, "fails", Phase::Failed).await;
+    let why = device.says("RolledBack", "NotHealthy").await;
+    assert!(why.contains("exit code 1"), "{why}");
+}
+
+#[tokio::test]
+async fn what_a_runtime_never_runs_keeps_no_set_from_being_good() {
+    let mut device = Device::start(impatient());
+    let strange = || object("service", "strange");
+    let first = [object("a", "well"), strange()];
+    device.wants_all(1, first, Phase::Failed).await;
+    device.trusts(1).await;
+    let second = [object("a", "sick"), strange()];
+    device.wants_all(2, second, Phase::Failed).await;
+    device.says("RolledBack", "NotHealthy").await;
+    let ran = [
+        ("a".into(), "well".into()),
+        ("service".into(), "strange".into()),
+    ];
+    assert_eq!(device.ran().await, ran);
+}
+
+#[tokio::test]
+async fn starts_again_and_again_use_up_the_time_of_an_update() {
+    let policy = Policy {
+        deadline: Some(Duration::from_hours(1)),
+        ..Policy::default()
+    };
+    let mut device = Device::start(policy);
+    device.wants(1, "well", Phase::Applied).await;
+    device.trusts(1).await;
+    device.wants(2, "sick", Phase::Applied).await;
+    for _ in 0..19 {
+        device = device.reboot().await;
+        device.is(2, Phase::Applied).await;
+    }
+    device = device.reboot().await;
+    device.is(2, Phase::Failed).await;
+    let why = device.says("RolledBack", "NotHealthy").await;
+    assert!(why.contains("again and again"), "{why}");
+}
+
+#[tokio::test]
+async fn what_is_held_back_stays_also_where_nothing_was_good_before() {
+    let mut device = Device::start(impatient());
+    let first = [object("a", "sick"), object("b", "1")];
+    device.wants_all(1, first, Phase::Applied).await;
+    let second = [object("a", "sick again"), held("b", "2"), held("c", "2")];
+    device.wants_all(2, second, Phase::Applied).await;
+    let message = device.says("UpdateHeld", "Annotated").await;
+    assert_eq!(message, "v1/ConfigMap/b, v1/ConfigMap/c");
+    let mut device = device.reboot().await;
+    device.is(2, Phase::Applied).await;
+    let (dir, policy, wanted) = (
+        device.dir.path().join("ledger.good"),
+        device.policy.clone(),
+        device.target.borrow().clone(),
+    );
+    device.stop.cancel();
+    let runs = device.task.await.unwrap().runs.unwrap();
+    let named = |runs: &Holding| {
+        let objects = runs.objects();
+        let named = |it: &Object| format!("{} {}", it.key().name, it.value()["data"]["text"]);
+        objects.map(named).collect::<Vec<_>>()
+    };
+    assert_eq!(named(&runs), ["a \"sick again\"", "b \"1\""]);
+    // What runs is not removed where it is not known what it was.
+    fs::write(dir, "torn").unwrap();
+    let mut device = Device::boot(device.dir, policy, Log::default(), wanted);
+    device.is(2, Phase::Applied).await;
+    let ran = device.ran().await;
+    assert_eq!(ran.len(), 3, "{ran:?}");
+}
+
+#[tokio::test]
+async fn an_update_of_a_set_that_never_was_good_has_windows_and_hooks() {
+    let scripts = tempfile::tempdir().unwrap();
+    let ran = scripts.path().join("ran");
+    let script = format!("echo $LONGSHORE_HOOK >> {}", ran.display());
+    let hooks = Hooks {
+        before: Some(hook(scripts.path(), "before", &script)),
+        after: Some(hook(scripts.path(), "after", &script)),
+        timeout: Duration::from_mins(1),
+    };
+    let mut device = Device::start(Policy {
+        hooks,
+        ..impatient()
+    });
+    device.wants(1, "sick", Phase::Applied).await;
+    assert!(!ran.exists(), "the first set is no update");
+    device.wants(2, "well", Phase::Applied).await;
+    device.trusts(2).await;
+    let lines = fs::read_to_string(&ran).unwrap();
+    assert_eq!(lines, "before-update\nafter-update\n");
+
+    let mut policy = impatient();
+    policy.windows = vec!["0 0 29 2 * UTC for 1m".parse().unwrap()];
+    let mut device = Device::start(policy);
+    device.wants(1, "sick", Phase::Applied).await;
+    device.wants(2, "well", Phase::Pending).await;
+    device.says("UpdateHeld", "OutsideWindow").await;
+    assert_eq!(device.log(), ["apply 1"]);
 }

@@ -17,7 +17,7 @@ use super::{
     seen::{DEVICE, Seen},
     status::text,
 };
-use crate::runtime::{ApplyError, Unapplied};
+use crate::runtime::{ApplyError, OUT_OF_SCOPE, Unapplied};
 
 /// The set, as far as its kinds are known.
 #[derive(Debug, Default)]
@@ -142,7 +142,7 @@ impl Cluster {
             Err(error) => return Err(cut_off(error)),
         };
         let problem =
-            |message: String| Ok(Place::Nowhere(problem::of(&name, "OutOfScope", message)));
+            |message: String| Ok(Place::Nowhere(problem::of(&name, OUT_OF_SCOPE, message)));
         let namespace = match (&self.confined, resource.namespaced) {
             (_, true) if key.namespace.is_empty() => self.namespace().to_owned(),
             (Some(confined), true) if *confined != key.namespace => {

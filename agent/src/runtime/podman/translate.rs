@@ -14,7 +14,7 @@ use super::{
     labels,
     pod::{Inputs, Pod, Template},
 };
-use crate::runtime::Unapplied;
+use crate::runtime::{UNSUPPORTED, Unapplied};
 
 /// More pods of one Deployment than this are a mistake on one device.
 const MOST_REPLICAS: u64 = 64;
@@ -92,7 +92,7 @@ impl Wanted {
             _ => Err(unsupported(key)),
         };
         let pods = made
-            .map_err(|why| ("Unsupported", why))
+            .map_err(|why| (UNSUPPORTED, why))
             .and_then(|templates| {
                 let pods = templates
                     .into_iter()
