@@ -283,22 +283,19 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
                 (Phase::Failed, "RolledBack", message)
             }
         };
-        match self.apply(pass, base).await {
-            Ok(_changes) => {
-                self.backoff.reset();
-                self.reporter.fails(APPLIED, reason, message);
-                self.reporter.phase(pass.held, phase);
-                match self.look_at_health().await {
-                    Some((Health::InProgress | Health::Failed, _)) => {
-                        wait.min(self.timing.progress)
-                    }
-                    Some((Health::Current, _)) | None => wait,
-                }
-            }
-            Err(error) => {
-                self.failed(pass.held, &error);
-                self.backoff.after_failure().max(self.timing.settle)
-            }
+        let applied = self.apply(pass, base).await;
+        if let Err(error) = &applied
+            && !error.is_lasting()
+        {
+            self.failed(pass.held, error);
+            return self.backoff.after_failure().max(self.timing.settle);
+        }
+        self.backoff.reset();
+        self.reporter.fails(APPLIED, reason, message);
+        self.reporter.phase(pass.held, phase);
+        match self.look_at_health().await {
+            Some((Health::InProgress | Health::Failed, _)) => wait.min(self.timing.progress),
+            Some((Health::Current, _)) | None => wait,
         }
     }
 

@@ -11,6 +11,7 @@ mod logging;
 mod process;
 mod rebooting;
 mod refusing;
+mod returning;
 mod running;
 
 use std::{

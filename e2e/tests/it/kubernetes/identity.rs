@@ -162,8 +162,12 @@ async fn what_the_api_server_refuses_is_told_and_nothing_is_lost() -> Result<()>
         // The first request reads, the second one writes.
         server.cut_after(1, after_the_deed);
         agent.start_again()?;
-        in_sync(&world, &mut agent).await?;
-        ensure!(kept(&server, "identity.json").is_some());
+        // What the one before it reported says nothing of this one.
+        eventually("the identity is kept again", async || {
+            ensure!(kept(&server, "identity.json").is_some(), "{}", agent.log());
+            Ok(())
+        })
+        .await?;
         agent.kill();
         server.delete("secrets", "default", SECRET);
     }
