@@ -395,13 +395,17 @@ fn groups(world: &World, asked: &Asked, only: Option<&str>) -> Answer {
     let store = world.store.lock().unwrap();
     let mut groups: Vec<Value> = Vec::new();
     for kind in store.kinds.iter().filter(|kind| !kind.group.is_empty()) {
-        if groups
-            .iter()
-            .any(|known| known["name"] == kind.group.as_str())
-        {
+        let version = json!({"groupVersion": kind.api_version(), "version": kind.version});
+        let known = groups
+            .iter_mut()
+            .find(|known| known["name"] == kind.group.as_str());
+        if let Some(known) = known {
+            let versions = known["versions"].as_array_mut().unwrap();
+            if !versions.contains(&version) {
+                versions.push(version);
+            }
             continue;
         }
-        let version = json!({"groupVersion": kind.api_version(), "version": kind.version});
         groups
             .push(json!({"name": kind.group, "versions": [version], "preferredVersion": version}));
     }

@@ -145,6 +145,10 @@ impl Store {
                 return Err(status(409, "Conflict", &message, &json!([])));
             }
         }
+        let metadata = manifest["metadata"].as_object_mut();
+        if let Some(asked) = metadata.and_then(|metadata| metadata.remove("uid")) {
+            refuse_other(&kind, &at, live.as_ref(), &asked)?;
+        }
         let manifest = &manifest;
         if live.is_none() {
             self.may_create(&kind, &at)?;
@@ -499,6 +503,30 @@ fn refuse_invalid(
     };
     let message = format!("{}{group} {:?} is invalid: {text}", kind.kind, at.3);
     Err(status(422, "Invalid", &message, &json!(causes)))
+}
+
+/// An apply that names an id is for the object of that id, and makes none.
+fn refuse_other(kind: &Kind, at: &At, live: Option<&Managed>, uid: &Value) -> Result<(), Refused> {
+    let Some(live) = live else {
+        let message = format!(
+            "Operation cannot be fulfilled on {} {:?}: uid mismatch: the provided object specified uid {}, and no existing object was found",
+            kind.called(),
+            at.3,
+            uid.as_str().unwrap()
+        );
+        return Err(status(409, "Conflict", &message, &json!([])));
+    };
+    if live.object["metadata"]["uid"] == *uid {
+        return Ok(());
+    }
+    let message = format!("Invalid value: {uid}: field is immutable");
+    let cause =
+        json!([{"reason": "FieldValueInvalid", "field": "metadata.uid", "message": message}]);
+    let message = format!(
+        "{} {:?} is invalid: metadata.uid: {message}",
+        kind.kind, at.3
+    );
+    Err(status(422, "Invalid", &message, &cause))
 }
 
 fn refused_conflicts(conflicts: &[Conflict]) -> Refused {

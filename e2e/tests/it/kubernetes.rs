@@ -7,6 +7,7 @@ mod identity;
 mod logging;
 mod process;
 mod pruning;
+mod real;
 mod scope;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

@@ -14,7 +14,7 @@ use super::{
     api::{Api, Applied, CallError, Refusal},
     kinds::Resource,
     name::Name,
-    problem::{self, is_conflict, is_immutable, takers},
+    problem::{self, is_conflict, is_immutable, is_unauthorized, takers},
     seen::DEVICE,
     status::text,
 };
@@ -86,7 +86,7 @@ pub(super) async fn apply(api: &Api, device: &DeviceId, task: &Task) -> Outcome 
                 outcome(apply(false).await, &task.desired, Vec::new())
             }
             Err(CallError::Refused(refusal)) => {
-                Outcome::Failed(problem::of_call(name, "delete", resource, &refusal))
+                Outcome::Failed(problem::of_call(name, resource, &refusal))
             }
             Err(CallError::Unreachable(why)) => Outcome::CutOff(why),
         };
@@ -103,7 +103,7 @@ fn outcome(result: Result<Applied, CallError>, desired: &Desired, from: Vec<Stri
 }
 
 fn refused(desired: &Desired, refusal: &Refusal) -> Outcome {
-    if refusal.code == 401 {
+    if is_unauthorized(refusal) {
         return Outcome::CutOff(unauthorized(refusal));
     }
     Outcome::Failed(problem::of_apply(&desired.name, &desired.resource, refusal))

@@ -19,6 +19,8 @@ const LOCAL: [&str; 2] = [
     "/var/lib/microshift/resources/kubeadmin/kubeconfig",
     "/etc/rancher/k3s/k3s.yaml",
 ];
+/// Where a pod finds who vouches for its API server.
+const SERVICE_AUTHORITY: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 const CONNECTING: Duration = Duration::from_secs(10);
 
 /// A way to the API server.
@@ -27,7 +29,7 @@ pub(super) struct Connection {
     pub api: Api,
     /// Where objects go that name no namespace.
     pub namespace: String,
-    /// What the kubeconfig was like; none for a pod.
+    /// What the way there was like.
     pub kubeconfig: Option<Digest>,
 }
 
@@ -80,10 +82,37 @@ async fn config(settings: &KubeSettings) -> Result<(Config, bool), String> {
     }
 }
 
-/// What the kubeconfig is like now: API servers that renew their certificates write new ones.
+/// What the way to the API server is like now: API servers that renew their certificates write new kubeconfigs, and
+/// others renew the files that a kubeconfig names.
 pub(super) fn fingerprint(settings: &KubeSettings) -> Option<Digest> {
-    let content = std::fs::read(file(settings)?).ok()?;
-    Some(Digest::of(&content))
+    let read = match file(settings) {
+        Some(path) => Kubeconfig::read_from(path),
+        None if Config::incluster().is_ok() => {
+            let authority = std::fs::read(SERVICE_AUTHORITY).ok()?;
+            return Some(Digest::of(&authority));
+        }
+        None => Kubeconfig::read(),
+    };
+    let kubeconfig = read.ok()?;
+    let mut parts = vec![serde_json::to_vec(&kubeconfig).ok()?];
+    parts.extend(named_files(&kubeconfig).map(|path| std::fs::read(path).unwrap_or_default()));
+    Some(Digest::of_parts(parts.iter().map(Vec::as_slice)))
+}
+
+/// The files that a kubeconfig names and that are read once. Token files are read again and again.
+fn named_files(kubeconfig: &Kubeconfig) -> impl Iterator<Item = &str> {
+    let clusters = kubeconfig
+        .clusters
+        .iter()
+        .filter_map(|it| it.cluster.as_ref());
+    let users = kubeconfig
+        .auth_infos
+        .iter()
+        .filter_map(|it| it.auth_info.as_ref());
+    let authorities = clusters.filter_map(|it| it.certificate_authority.as_deref());
+    let identities =
+        users.flat_map(|it| [it.client_certificate.as_deref(), it.client_key.as_deref()]);
+    authorities.chain(identities.flatten())
 }
 
 fn file(settings: &KubeSettings) -> Option<PathBuf> {

@@ -4,7 +4,10 @@
 //! a definition that came meanwhile is found. This is the form of discovery that every API server has, and it
 //! costs as much as the set is varied, not as much as the cluster.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::Deserialize;
 use url::form_urlencoded::byte_serialize;
@@ -219,24 +222,13 @@ async fn discover(api: &Api, api_version: &str) -> Result<Vec<Arc<Resource>>, Ca
         .collect())
 }
 
-/// The versions of a group, the preferred one first.
-async fn group_versions(api: &Api, group: &str) -> Result<Vec<String>, CallError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Group {
-        #[serde(default)]
-        versions: Vec<Version>,
-        preferred_version: Option<Version>,
-    }
-    let path = format!("/apis/{}", segment(group));
-    let group: Group = match api.get(&path, Detail::Whole).await {
-        Ok(value) => serde_json::from_value(value)
-            .map_err(|error| CallError::Unreachable(format!("{path}: {error}")))?,
-        Err(CallError::Refused(refusal)) if refusal.code == 404 => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let versions = group.preferred_version.into_iter().chain(group.versions);
-    Ok(versions.map(|version| version.group_version).collect())
+/// A group, as discovery shows it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Group {
+    #[serde(default)]
+    versions: Vec<Version>,
+    preferred_version: Option<Version>,
 }
 
 #[derive(Deserialize)]
@@ -245,13 +237,34 @@ struct Version {
     group_version: String,
 }
 
-/// All kinds that can be listed and deleted, each in its preferred version. Costs a request per group.
-pub(super) async fn everything(api: &Api) -> Result<Vec<Arc<Resource>>, CallError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Group {
-        preferred_version: Option<Version>,
+impl Group {
+    /// Its versions, the preferred one first.
+    fn versions(self) -> Vec<String> {
+        let mut versions = Vec::new();
+        for version in self.preferred_version.into_iter().chain(self.versions) {
+            if !versions.contains(&version.group_version) {
+                versions.push(version.group_version);
+            }
+        }
+        versions
     }
+}
+
+/// The versions of a group, the preferred one first.
+async fn group_versions(api: &Api, group: &str) -> Result<Vec<String>, CallError> {
+    let path = format!("/apis/{}", segment(group));
+    let group: Group = match api.get(&path, Detail::Whole).await {
+        Ok(value) => serde_json::from_value(value)
+            .map_err(|error| CallError::Unreachable(format!("{path}: {error}")))?,
+        Err(CallError::Refused(refusal)) if refusal.code == 404 => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    Ok(group.versions())
+}
+
+/// All kinds that can be listed and deleted, each in the version that its group prefers of those that have it. Costs
+/// a request per version of a group.
+pub(super) async fn everything(api: &Api) -> Result<Vec<Arc<Resource>>, CallError> {
     #[derive(Deserialize)]
     struct Groups {
         #[serde(default)]
@@ -260,13 +273,8 @@ pub(super) async fn everything(api: &Api) -> Result<Vec<Arc<Resource>>, CallErro
     let value = api.get("/apis", Detail::Whole).await?;
     let groups: Groups = serde_json::from_value(value)
         .map_err(|error| CallError::Unreachable(format!("/apis: {error}")))?;
-    let preferred = groups
-        .groups
-        .into_iter()
-        .filter_map(|group| group.preferred_version);
-    let versions = preferred.map(|version| version.group_version);
     let mut all = discover(api, "v1").await?;
-    for version in versions {
+    for version in groups.groups.into_iter().flat_map(Group::versions) {
         match discover(api, &version).await {
             Ok(resources) => all.extend(resources),
             Err(CallError::Refused(refusal)) => {
@@ -276,6 +284,8 @@ pub(super) async fn everything(api: &Api) -> Result<Vec<Arc<Resource>>, CallErro
         }
     }
     all.retain(|resource| resource.can("list") && resource.can("delete"));
+    let mut known = BTreeSet::new();
+    all.retain(|resource| known.insert((resource.group.clone(), resource.kind.clone())));
     Ok(all)
 }
 

@@ -14,6 +14,33 @@ const MOST_FIELDS: usize = 5;
 /// API servers quote whole objects in some messages.
 const MOST_CHARS: usize = 600;
 
+/// The ways in which API servers say that something cannot be changed.
+const IMMUTABLE: [&str; 20] = [
+    "immutable",
+    "may not change",
+    "cannot change",
+    "can not change",
+    "cannot be changed",
+    "can not be changed",
+    "may not be changed",
+    "cannot be updated",
+    "can not be updated",
+    "may not be updated",
+    "cannot be modified",
+    "can not be modified",
+    "may not be modified",
+    // Of a pod's containers.
+    "may not add or remove",
+    // What kinds say that declare their rules: `+k8s:update`.
+    "cannot be set once created",
+    "cannot be cleared once set",
+    "item may not be added",
+    "item may not be removed",
+    // The rule of a definition that has no message of its own: `failed rule: self == oldSelf`.
+    "self == oldself",
+    "oldself == self",
+];
+
 /// Something that went wrong with one object.
 pub(super) fn of(name: &Name, reason: &'static str, message: String) -> Unapplied {
     Unapplied {
@@ -45,31 +72,50 @@ pub(super) fn of_apply(name: &Name, resource: &Resource, refusal: &Refusal) -> U
             ),
         ),
         422 => of(name, "Invalid", refusal.message.clone()),
-        _ => of_call(name, "patch", resource, refusal),
+        // A field that the kind does not have is an internal error in the API server's eyes.
+        500 if refusal.message.starts_with("failed to create typed patch") => {
+            of(name, "Invalid", refusal.message.clone())
+        }
+        _ => of_call(name, resource, refusal),
     }
 }
 
-/// What the refusal of this verb means.
-pub(super) fn of_call(
-    name: &Name,
-    verb: &'static str,
-    resource: &Resource,
-    refusal: &Refusal,
-) -> Unapplied {
+/// What the refusal of a call means.
+pub(super) fn of_call(name: &Name, resource: &Resource, refusal: &Refusal) -> Unapplied {
     match refusal.code {
-        403 if refusal.message.contains(" cannot ") => of(
-            name,
-            "Forbidden",
-            format!(
-                "the agent's role lacks `{verb}` on `{}`: {}",
-                resource.rule(),
-                refusal.message
+        403 => match lacking(refusal) {
+            Some(verb) => of(
+                name,
+                "Forbidden",
+                format!(
+                    "the agent's role lacks `{verb}` on `{}`: {}",
+                    resource.rule(),
+                    refusal.message
+                ),
             ),
-        ),
-        403 => of(name, "Forbidden", refusal.message.clone()),
+            None => of(name, "Forbidden", refusal.message.clone()),
+        },
         404 => of(name, "NotFound", refusal.message.clone()),
         _ => of(name, "Refused", refusal.message.clone()),
     }
+}
+
+/// The verb that the agent's role lacks, where it is that. It need not be the one of the call: to apply what is not
+/// there takes `create`, too.
+fn lacking(refusal: &Refusal) -> Option<&str> {
+    // Before 1.23, API servers refuse that one without a word.
+    if refusal.message.trim_end().ends_with("is forbidden:") {
+        return Some("create");
+    }
+    let (_, what) = refusal.message.split_once("\" cannot ")?;
+    let (verb, what) = what.split_once(' ')?;
+    what.starts_with("resource ").then_some(verb)
+}
+
+/// Whether the API server does not know who asks. Policies and webhooks may refuse with the same code.
+pub(super) fn is_unauthorized(refusal: &Refusal) -> bool {
+    let denied = [" denied request", " denied the request"];
+    refusal.code == 401 && !denied.iter().any(|words| refusal.message.contains(words))
 }
 
 /// Whether other managers have fields that the manifest sets to something else.
@@ -103,16 +149,14 @@ pub(super) fn takers(refusal: &Refusal) -> Option<Vec<String>> {
 /// Whether all that is wrong with the manifest is that it changes what cannot be changed.
 pub(super) fn is_immutable(refusal: &Refusal) -> bool {
     let says_so = |text: &str| {
+        // Whatever a policy says or is called, it would not let a new object pass either.
+        if text.contains("ValidatingAdmissionPolicy '") {
+            return false;
+        }
         let text = text.to_lowercase();
-        let ways = [
-            "immutable",
-            "may not change",
-            "cannot change",
-            "cannot be changed",
-            "may not be changed",
-            "updates to",
-        ];
-        ways.iter().any(|way| text.contains(way))
+        IMMUTABLE.iter().any(|way| text.contains(way))
+            // `updates to parameters are forbidden`, and not what a policy says of a value.
+            || (text.contains("updates to ") && text.contains("are forbidden"))
     };
     let causes = refusal.causes();
     refusal.code == 422
@@ -196,12 +240,31 @@ mod tests {
             "Forbidden: pod updates may not change fields other than `spec.containers[*].image`",
             "Invalid value: \"a\": cannot change roleRef",
             "Invalid value: \"a\": Value is immutable",
+            "Forbidden: pod updates may not add or remove containers",
+            "Forbidden: existing toleration can not be modified except its tolerationSeconds",
+            "Forbidden: updates to parameters are forbidden.",
+            "Forbidden: may not be changed in an update.",
+            "Forbidden: spec is immutable after creation except resources.requests",
+            "Invalid value: null: field cannot be cleared once set",
+            "Invalid value: null: field cannot be set once created",
+            "Invalid value: null: field cannot be modified once set",
+            "Forbidden: item may not be removed",
+            "Invalid value: \"string\": failed rule: self == oldSelf",
         ];
         for message in immutable {
             assert!(
                 is_immutable(&refusal(422, "", &json!([cause(message)]))),
                 "{message}"
             );
+        }
+        // A policy's word about the value: the same object made anew would be refused as well, and be gone.
+        for message in [
+            "updates to more than 5 replicas need an approval",
+            "ValidatingAdmissionPolicy 'immutable-tags' with binding 'all' denied request: images need a digest",
+            "Required value",
+        ] {
+            let policy = json!([cause(message)]);
+            assert!(!is_immutable(&refusal(422, "", &policy)), "{message}");
         }
         let mixed = json!([cause("field is immutable"), cause("Required value")]);
         assert!(!is_immutable(&refusal(422, "", &mixed)));
@@ -215,5 +278,36 @@ mod tests {
             "field is immutable",
             &json!([])
         )));
+    }
+
+    #[test]
+    fn the_verb_that_is_missing_is_the_one_that_was_refused() {
+        let of = |message: &str| lacking(&refusal(403, message, &json!([]))).map(str::to_owned);
+        let user = r#"deployments.apps "web" is forbidden: User "agent""#;
+        let create = format!(r#"{user} cannot create resource "deployments" in API group "apps""#);
+        assert_eq!(of(&create).as_deref(), Some("create"));
+        assert_eq!(
+            of(r#"deployments.apps "web" is forbidden: "#).as_deref(),
+            Some("create")
+        );
+        // Other reasons to forbid something are told as they are.
+        for message in [
+            "pods \"web\" is forbidden: violates PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false",
+            "pods \"web\" is forbidden: cannot set blockOwnerDeletion if an ownerReference refers to a resource you can't set finalizers on",
+            "roles \"all\" is forbidden: user \"agent\" is attempting to grant RBAC permissions not currently held",
+        ] {
+            assert_eq!(of(message), None, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_policy_that_refuses_says_nothing_of_credentials() {
+        let policy = r#"configmaps "page" is forbidden: ValidatingAdmissionPolicy 'owners' with binding 'all' denied request: who are you"#;
+        let webhook = r#"admission webhook "guard.example.com" denied the request: who are you"#;
+        for message in [policy, webhook] {
+            assert!(!is_unauthorized(&refusal(401, message, &json!([]))));
+        }
+        assert!(is_unauthorized(&refusal(401, "Unauthorized", &json!([]))));
+        assert!(!is_unauthorized(&refusal(403, "Unauthorized", &json!([]))));
     }
 }

@@ -18,7 +18,7 @@ use super::{
     kinds::Resource,
     name::Name,
     pass::{AT_ONCE, Report},
-    problem,
+    problem::{self, is_conflict, is_unauthorized},
     seen::Seen,
     status::text,
     view::Known,
@@ -167,7 +167,7 @@ async fn remove(api: &Api, device: &DeviceId, leaving: &Leaving) -> Removal {
             seen.shared || seen.elder
         };
         if adopted {
-            return release(api, leaving, &path).await;
+            return release(api, leaving, &path, &seen.uid).await;
         }
         let refusal = match api.delete(&path, &seen.uid, Some(&seen.version)).await {
             Ok(answer) if text(&answer, "/metadata/deletionTimestamp").is_empty() => {
@@ -178,14 +178,14 @@ async fn remove(api: &Api, device: &DeviceId, leaving: &Leaving) -> Removal {
             Err(CallError::Refused(refusal)) => refusal,
         };
         if refusal.code != 409 {
-            return refused(leaving, "delete", &refusal);
+            return refused(leaving, &refusal);
         }
         match api.get(&path, Detail::Metadata).await {
             Ok(object) => match Seen::read(resource, &object) {
                 Some((_, fresh)) => seen = fresh,
                 None => return Removal::Gone,
             },
-            Err(CallError::Refused(refusal)) => return refused(leaving, "get", &refusal),
+            Err(CallError::Refused(refusal)) => return refused(leaving, &refusal),
             Err(CallError::Unreachable(why)) => return Removal::CutOff(why),
         }
     }
@@ -204,36 +204,41 @@ fn untouchable(seen: &Seen, device: &DeviceId) -> Option<Removal> {
 }
 
 /// Gives up all fields. Those that nobody else has go away; the object stays.
-async fn release(api: &Api, leaving: &Leaving, path: &str) -> Removal {
+async fn release(api: &Api, leaving: &Leaving, path: &str, uid: &str) -> Removal {
     let Leaving { name, resource, .. } = leaving;
+    // The id keeps an apply from making an object that went in the meantime.
     let metadata = if resource.namespaced {
-        json!({"name": name.name, "namespace": name.namespace})
+        json!({"name": name.name, "namespace": name.namespace, "uid": uid})
     } else {
-        json!({ "name": name.name })
+        json!({"name": name.name, "uid": uid})
     };
     let body =
         json!({"apiVersion": resource.api_version(), "kind": resource.kind, "metadata": metadata});
     let body = body.to_string().into_bytes();
     match api.apply(path, body, false, Detail::Metadata).await {
         Ok(_) => Removal::Left("it was there before, so it was given up and not deleted"),
+        // It is gone, or another one is there by now.
+        Err(CallError::Refused(refusal)) if is_other(&refusal) => {
+            Removal::Left("it is not the one that was there before any more")
+        }
         // It cannot be without what we set.
         Err(CallError::Refused(refusal)) if refusal.code == 422 => {
             Removal::Left("it was there before, and cannot be without what was set")
         }
-        Err(CallError::Refused(refusal)) => refused(leaving, "patch", &refusal),
+        Err(CallError::Refused(refusal)) => refused(leaving, &refusal),
         Err(CallError::Unreachable(why)) => Removal::CutOff(why),
     }
 }
 
-fn refused(leaving: &Leaving, verb: &'static str, refusal: &Refusal) -> Removal {
+/// Whether an apply was refused for the object's id. API servers before 1.21 have an internal error for it.
+fn is_other(refusal: &Refusal) -> bool {
+    (refusal.code == 409 && !is_conflict(refusal)) || refusal.message.contains("uid mismatch")
+}
+
+fn refused(leaving: &Leaving, refusal: &Refusal) -> Removal {
     match refusal.code {
         404 => Removal::Gone,
-        401 => Removal::CutOff(unauthorized(refusal)),
-        _ => Removal::Failed(problem::of_call(
-            &leaving.name,
-            verb,
-            &leaving.resource,
-            refusal,
-        )),
+        _ if is_unauthorized(refusal) => Removal::CutOff(unauthorized(refusal)),
+        _ => Removal::Failed(problem::of_call(&leaving.name, &leaving.resource, refusal)),
     }
 }

@@ -131,7 +131,7 @@ impl Managers {
         let entries: Vec<_> = entries
             .into_iter()
             .flatten()
-            .filter(|entry| text(entry, "/subresource").is_empty())
+            .filter(|entry| !is_report(entry))
             .collect();
         let ours = entries.iter().find(|entry| {
             text(entry, "/manager") == MANAGER && text(entry, "/operation") == "Apply"
@@ -159,10 +159,66 @@ impl Managers {
     }
 }
 
+/// Whether a manager only reports how the object fares. API servers before 1.22 do not say that it did so through
+/// the subresource; what it wrote does.
+fn is_report(entry: &Value) -> bool {
+    let fields = entry.get("fieldsV1").and_then(Value::as_object);
+    let only_status = fields.is_some_and(|fields| {
+        fields.contains_key("f:status")
+            && fields
+                .keys()
+                .all(|field| field == "f:status" || field == "f:metadata")
+    });
+    !text(entry, "/subresource").is_empty()
+        || (only_status && text(entry, "/operation") == "Update")
+}
+
 /// Whether there is more between two times than one call takes. They have no fractions of seconds.
 fn is_before(created: &str, written: &str) -> bool {
     match (created.parse::<Timestamp>(), written.parse::<Timestamp>()) {
         (Ok(created), Ok(written)) => written.as_second() - created.as_second() > 1,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn entry(manager: &str, operation: &str, time: &str, fields: &Value) -> Value {
+        json!({"manager": manager, "operation": operation, "apiVersion": "apps/v1", "time": time,
+            "fieldsType": "FieldsV1", "fieldsV1": fields})
+    }
+
+    #[test]
+    fn whoever_reports_a_status_does_not_share_the_object() {
+        let ours = entry(
+            MANAGER,
+            "Apply",
+            "2026-01-01T00:00:05Z",
+            &json!({"f:spec": {"f:replicas": {}}}),
+        );
+        let read = |other: Value| {
+            let entries = [ours.clone(), other];
+            Managers::read(
+                &json!({"creationTimestamp": "2026-01-01T00:00:05Z", "managedFields": entries}),
+            )
+        };
+        let status = json!({"f:status": {"f:replicas": {}}, "f:metadata": {"f:annotations": {}}});
+        let old = entry(
+            "kube-controller-manager",
+            "Update",
+            "2026-01-01T00:00:05Z",
+            &status,
+        );
+        assert!(!read(old.clone()).shared);
+        let mut new = old;
+        new["subresource"] = "status".into();
+        assert!(!read(new).shared);
+        let both = json!({"f:status": {"f:replicas": {}}, "f:spec": {"f:paused": {}}});
+        assert!(read(entry("operator", "Update", "2026-01-01T00:00:05Z", &both)).shared);
+        assert!(!read(entry("operator", "Update", "2026-01-01T00:00:06Z", &both)).shared);
     }
 }

@@ -1,5 +1,6 @@
 //! Kills, broken connections, API servers that restart, and versions that are forgotten.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use longshore_agent::runtime::{Runtime as _, kube::Kube};
 use longshore_e2e::kubernetes::ApiServer;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -242,6 +243,50 @@ async fn a_renewed_kubeconfig_is_read_again() {
     site.server.kubeconfig(site.dir.path());
     site.pass(&next).await.unwrap();
     assert_eq!(site.text("page").unwrap(), "2");
+}
+
+#[tokio::test]
+async fn renewed_files_that_a_kubeconfig_names_are_read_again() {
+    let mut site = Site::start().await;
+    site.server = ApiServer::start_with_tls().await;
+    // As kubelets have theirs: the kubeconfig stays, and names files that change.
+    let inline = |site: &Site| -> Value {
+        let path = site.server.kubeconfig(site.dir.path());
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let files = site.dir.path().to_owned();
+    let spread = |config: &Value| {
+        let decode = |value: &Value| BASE64.decode(value.as_str().unwrap()).unwrap();
+        let (cluster, user) = (
+            &config["clusters"][0]["cluster"],
+            &config["users"][0]["user"],
+        );
+        let contents = [
+            ("ca.pem", &cluster["certificate-authority-data"]),
+            ("agent.pem", &user["client-certificate-data"]),
+            ("agent.key", &user["client-key-data"]),
+        ];
+        for (name, content) in contents {
+            std::fs::write(files.join(name), decode(content)).unwrap();
+        }
+    };
+    let good = inline(&site);
+    let mut named = good.clone();
+    named["clusters"][0]["cluster"] = json!({"server": good["clusters"][0]["cluster"]["server"],
+        "certificate-authority": "ca.pem"});
+    named["users"][0]["user"] =
+        json!({"client-certificate": "agent.pem", "client-key": "agent.key"});
+    std::fs::write(site.dir.path().join("kubeconfig"), named.to_string()).unwrap();
+    // What is there at first is of another authority.
+    let other = ApiServer::start_with_tls().await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let stale = std::fs::read_to_string(other.kubeconfig(elsewhere.path())).unwrap();
+    spread(&serde_json::from_str(&stale).unwrap());
+    let set = [namespace("shop"), config_map("page", "1")];
+    assert_eq!(failure(&site.apply(&set).await).0, "RuntimeUnavailable");
+    spread(&good);
+    site.pass(&set).await.unwrap();
+    assert_eq!(site.text("page").unwrap(), "1");
 }
 
 #[tokio::test]

@@ -142,6 +142,20 @@ async fn what_was_there_before_is_given_up_and_not_deleted() {
 }
 
 #[tokio::test]
+async fn what_was_there_before_and_went_meanwhile_is_not_made_again() {
+    let mut site = Site::start().await;
+    site.server.apply_as("admin", &namespace("shop"), false);
+    site.server
+        .apply_as("admin", &config_map("page", "1"), false);
+    site.apply(&[config_map("page", "1")]).await.unwrap();
+    // Nobody looks at the watch between this and the removal.
+    site.server.delete("configmaps", "shop", "page");
+    assert!(site.apply(&[]).await.unwrap().is_empty());
+    assert_eq!(site.server.names("configmaps"), Vec::<String>::new());
+    assert!(site.pass(&[]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_stuck_deletion_is_told_and_blocks_nobody() {
     let mut site = Site::start().await;
     site.apply(&[namespace("shop"), config_map("page", "1")])
@@ -207,6 +221,29 @@ async fn a_lost_inventory_is_made_up_from_the_objects() {
     // What was there as it should be has been applied again, which changed nothing.
     assert!(changes.written.is_empty(), "{changes:?}");
     assert_eq!(site.server.names("configmaps"), ["shop/copy", "shop/page"]);
+}
+
+#[tokio::test]
+async fn a_lost_inventory_is_made_up_from_kinds_that_only_a_lesser_version_of_their_group_has() {
+    let mut site = Site::start().await;
+    let mut lesser = definition();
+    lesser["metadata"]["name"] = "vaults.example.com".into();
+    lesser["spec"]["names"] = json!({"kind": "Vault", "plural": "vaults"});
+    lesser["spec"]["versions"][0]["name"] = "v1beta1".into();
+    let vault = json!({"apiVersion": "example.com/v1beta1", "kind": "Vault",
+        "metadata": {"name": "one", "namespace": "shop"}});
+    site.apply(&[namespace("shop"), definition()])
+        .await
+        .unwrap();
+    let set = [namespace("shop"), definition(), lesser.clone(), vault];
+    site.apply(&set).await.unwrap();
+    std::fs::remove_file(site.inventory()).unwrap();
+    site.restart();
+    let changes = site
+        .apply(&[namespace("shop"), definition(), lesser])
+        .await
+        .unwrap();
+    assert_eq!(changes.removed, ["Vault.example.com shop/one"]);
 }
 
 #[tokio::test]

@@ -52,7 +52,7 @@ async fn a_role_that_lacks_something_is_told_what() {
     let set = [config_map("page", "1"), deployment("web", "web:1")];
     let cases = [
         ("patch", "lacks `patch` on `deployments.apps`"),
-        ("create", "cannot create resource \"deployments\""),
+        ("create", "lacks `create` on `deployments.apps`"),
         ("list", "takes the verbs `list` and `watch`"),
     ];
     for (verb, words) in cases {
