@@ -6,6 +6,8 @@
 //!    list, in pages ──▶ watch from its version ──▶ events, bookmarks ──▶ end ──▶ watch from the last version
 //! ```
 //!
+//! What was listed is told when the watch is open, so that nothing is applied that cannot be followed.
+//!
 //! Objects are reduced to what is kept of them as they are read, one page or one line at a time. A connection that
 //! breaks is opened again with backoff, from where it was; the API server says when that is too long ago.
 
@@ -14,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{Stream, stream};
 use rand::{RngExt as _, rngs::StdRng};
 use serde_json::Value;
-use tokio::time;
+use tokio::time::{self, Instant};
 
 use super::{
     api::{Api, CallError, Detail, Lines, Refusal},
@@ -32,6 +34,9 @@ const METADATA_PAGE: usize = 250;
 const WATCH_SECONDS: u64 = 300;
 /// How much longer than that a silent connection is believed.
 const GRACE: Duration = Duration::from_secs(30);
+/// An API server that has just started knows neither accounts nor roles yet, and refuses whoever comes. For this long
+/// that is asked again soon and, where it was allowed before, taken for that.
+const STARTING: Duration = Duration::from_secs(10);
 /// The first and the last ceiling of the waits between tries.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_mins(1);
@@ -72,9 +77,12 @@ pub(super) fn follow(
         path,
         resource,
         at: None,
+        listed: None,
         lines: None,
         pause: None,
         lost: false,
+        allowed: false,
+        denied: None,
         ended: false,
         backoff: Backoff::new(FIRST_RETRY, LAST_RETRY, rand::make_rng()),
         random,
@@ -91,10 +99,16 @@ struct Follower {
     resource: Arc<Resource>,
     /// The version that was seen last; none before a list.
     at: Option<String>,
+    /// What was listed, until the watch is open.
+    listed: Option<Event>,
     lines: Option<Lines>,
     /// What to wait before the next try.
     pause: Option<Duration>,
     lost: bool,
+    /// Whether a watch was ever open.
+    allowed: bool,
+    /// Since when it is refused.
+    denied: Option<Instant>,
     ended: bool,
     backoff: Backoff,
     random: StdRng,
@@ -123,7 +137,8 @@ impl Follower {
     /// One request or one line.
     async fn step(&mut self) -> Result<Option<Event>, CallError> {
         let Some(at) = &self.at else {
-            return self.list().await.map(Some);
+            self.list().await?;
+            return Ok(None);
         };
         let Some(lines) = &mut self.lines else {
             let seconds = WATCH_SECONDS + self.random.random_range(0..=WATCH_SECONDS / 2);
@@ -134,8 +149,10 @@ impl Follower {
             self.lines = Some(self.api.watch(&path, self.resource.detail()).await?);
             // Watches that end at once, again and again, must not become a storm.
             self.pause = None;
+            (self.allowed, self.denied) = (true, None);
             let regained = std::mem::take(&mut self.lost);
-            return Ok(regained.then(|| Event::Regained(self.resource.kind())));
+            let regained = || regained.then(|| Event::Regained(self.resource.kind()));
+            return Ok(self.listed.take().or_else(regained));
         };
         let patience = Duration::from_secs(WATCH_SECONDS * 3 / 2) + GRACE;
         let Some(line) = lines.next(patience).await? else {
@@ -147,7 +164,7 @@ impl Follower {
         self.read(&line)
     }
 
-    async fn list(&mut self) -> Result<Event, CallError> {
+    async fn list(&mut self) -> Result<(), CallError> {
         let detail = self.resource.detail();
         let page = match detail {
             Detail::Whole => WHOLE_PAGE,
@@ -164,9 +181,8 @@ impl Follower {
             let token = text(&answer, "/metadata/continue");
             if token.is_empty() {
                 self.at = Some(text(&answer, "/metadata/resourceVersion").to_owned());
-                self.backoff.reset();
-                self.lost = false;
-                return Ok(Event::Listed(self.resource.kind(), found));
+                self.listed = Some(Event::Listed(self.resource.kind(), found));
+                return Ok(());
             }
             let token: String = url::form_urlencoded::byte_serialize(token.as_bytes()).collect();
             next = format!("&continue={token}");
@@ -222,8 +238,16 @@ impl Follower {
                 Some(Event::Unserved(self.resource.kind()))
             }
             401 | 403 | 405 => {
+                let starting = self.denied.get_or_insert_with(Instant::now).elapsed() < STARTING;
+                if starting && self.allowed {
+                    return Some(self.failed(refusal.message.clone(), true));
+                }
                 self.at = None;
-                self.pause = Some(self.backoff.slow());
+                self.pause = Some(if starting {
+                    self.backoff.after_failure()
+                } else {
+                    self.backoff.slow()
+                });
                 let message = format!(
                     "cannot watch {}, which takes the verbs `list` and `watch`: {}",
                     self.resource.rule(),

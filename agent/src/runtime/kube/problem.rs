@@ -15,7 +15,7 @@ const MOST_FIELDS: usize = 5;
 const MOST_CHARS: usize = 600;
 
 /// The ways in which API servers say that something cannot be changed.
-const IMMUTABLE: [&str; 20] = [
+const IMMUTABLE: [&str; 22] = [
     "immutable",
     "may not change",
     "cannot change",
@@ -29,6 +29,8 @@ const IMMUTABLE: [&str; 20] = [
     "cannot be modified",
     "can not be modified",
     "may not be modified",
+    "cannot be unset",
+    "can not be unset",
     // Of a pod's containers.
     "may not add or remove",
     // What kinds say that declare their rules: `+k8s:update`.
@@ -244,6 +246,7 @@ mod tests {
             "Forbidden: existing toleration can not be modified except its tolerationSeconds",
             "Forbidden: updates to parameters are forbidden.",
             "Forbidden: may not be changed in an update.",
+            "Invalid value: []string(nil): primary clusterIP can not be unset",
             "Forbidden: spec is immutable after creation except resources.requests",
             "Invalid value: null: field cannot be cleared once set",
             "Invalid value: null: field cannot be set once created",

@@ -223,7 +223,9 @@ async fn forgotten_versions_are_listed_anew() {
     })
     .await
     .unwrap();
-    let calls = site.server.calls();
+    let mut calls = site.server.calls();
+    // Those of namespaces were forgotten, too, and their turn may come only now.
+    calls.retain(|call| call.resource == "configmaps");
     assert!(calls.iter().all(|call| call.verb != "list"), "{calls:?}");
 }
 

@@ -1,8 +1,10 @@
 //! What the agent may do, and where.
 
+use longshore_agent::runtime::Runtime as _;
 use serde_json::json;
+use tokio::time;
 
-use super::{Site, config_map, deployment, failure, namespace};
+use super::{A_MOMENT, Site, config_map, deployment, failure, namespace};
 
 #[tokio::test]
 async fn a_confined_agent_stays_in_its_namespace() {
@@ -87,4 +89,52 @@ async fn a_watch_that_is_refused_later_is_told() {
         message.contains("cannot watch resource \"configmaps\""),
         "{message}"
     );
+}
+
+#[tokio::test]
+async fn what_cannot_be_watched_is_not_applied() {
+    let mut site = Site::start().await;
+    site.server.apply_as("admin", &namespace("shop"), false);
+    site.server.deny("watch", "deployments");
+    let set = [config_map("page", "1"), deployment("web", "web:1")];
+    let (reason, _) = failure(&site.apply(&set).await);
+    assert_eq!(reason, "NotWatched");
+    assert!(site.server.object("deployments", "shop", "web").is_none());
+    assert_eq!(site.text("page").unwrap(), "1");
+    // It is asked again soon.
+    site.server.allow_all();
+    site.pass_until("it is allowed", &set, |_, passed| passed.is_ok())
+        .await
+        .unwrap();
+    assert!(site.server.object("deployments", "shop", "web").is_some());
+}
+
+#[tokio::test]
+async fn an_api_server_that_does_not_know_its_roles_yet_is_nothing_to_tell() {
+    let mut site = Site::start().await;
+    let set = [namespace("shop"), config_map("page", "1")];
+    site.apply(&set).await.unwrap();
+    site.server.deny("list", "configmaps");
+    site.server.deny("watch", "configmaps");
+    site.server.calls();
+    site.server.end_watches();
+    for _ in 0..5 {
+        let _quiet = time::timeout(A_MOMENT, site.kube.disturbed()).await;
+        assert!(site.pass(&set).await.unwrap().is_empty());
+    }
+    let calls = site.server.calls();
+    assert!(
+        calls.iter().any(|call| call.resource == "configmaps"),
+        "{calls:?}"
+    );
+    site.server.allow_all();
+    site.server
+        .edit_as("kubectl-edit", ("configmaps", "shop", "page"), |object| {
+            object["data"]["text"] = "hacked".into();
+        });
+    site.pass_until("drift is noticed", &set, |site, _| {
+        site.text("page").as_deref() == Some("1")
+    })
+    .await
+    .unwrap();
 }
