@@ -45,7 +45,7 @@ const PLAIN: [(&str, &str); 17] = [
 ];
 
 /// A kind as the API server serves it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Resource {
     pub group: String,
     pub version: String,

@@ -13,6 +13,8 @@ use crate::runtime::Unapplied;
 const MOST_FIELDS: usize = 5;
 /// API servers quote whole objects in some messages.
 const MOST_CHARS: usize = 600;
+/// And leave room for what to do about it.
+const MOST_QUOTED: usize = 400;
 
 /// The ways in which API servers say that something cannot be changed.
 const IMMUTABLE: [&str; 22] = [
@@ -48,7 +50,7 @@ pub(super) fn of(name: &Name, reason: &'static str, message: String) -> Unapplie
     Unapplied {
         object: name.to_string(),
         reason,
-        message: shortened(message),
+        message: shortened(message, MOST_CHARS),
     }
 }
 
@@ -70,7 +72,7 @@ pub(super) fn of_apply(name: &Name, resource: &Resource, refusal: &Refusal) -> U
             "Immutable",
             format!(
                 "{}; give it the annotation `longshore.dev/force: enabled` to have it deleted and made anew",
-                refusal.message
+                shortened(refusal.message.clone(), MOST_QUOTED)
             ),
         ),
         422 => of(name, "Invalid", refusal.message.clone()),
@@ -189,8 +191,8 @@ fn conflict(refusal: &Refusal) -> String {
     )
 }
 
-fn shortened(text: String) -> String {
-    match text.char_indices().nth(MOST_CHARS) {
+fn shortened(text: String, most: usize) -> String {
+    match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text,
     }
@@ -301,6 +303,26 @@ mod tests {
         ] {
             assert_eq!(of(message), None, "{message}");
         }
+    }
+
+    #[test]
+    fn what_to_do_is_told_also_where_the_api_server_quotes_whole_objects() {
+        let name = Name {
+            group: String::new(),
+            kind: "Pod".to_owned(),
+            namespace: "shop".to_owned(),
+            name: "till".to_owned(),
+        };
+        let words = "spec: Forbidden: pod updates may not change fields other than ";
+        let refusal = refusal(422, &(words.to_owned() + &"x".repeat(5000)), &json!([]));
+        let problem = of_apply(&name, &Resource::default(), &refusal);
+        assert_eq!(problem.reason, "Immutable");
+        assert!(problem.message.starts_with(words), "{}", problem.message);
+        assert!(
+            problem.message.contains("longshore.dev/force"),
+            "{}",
+            problem.message
+        );
     }
 
     #[test]

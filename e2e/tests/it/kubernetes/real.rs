@@ -9,6 +9,7 @@ mod faring;
 mod identity;
 mod leaving;
 mod replacing;
+mod restarting;
 mod rights;
 mod sharing;
 
@@ -89,6 +90,14 @@ impl Kubectl {
         );
     }
 
+    /// The API server's minor version: 36 for Kubernetes 1.36.
+    fn minor(&self) -> u32 {
+        let version: Value =
+            serde_json::from_str(&self.run(&["get", "--raw", "/version"])).unwrap();
+        let minor = version["gitVersion"].as_str().unwrap().split('.').nth(1);
+        minor.unwrap().parse().unwrap()
+    }
+
     /// The requests so far that applied on the server's side, by resource.
     fn applies(&self, resource: &str) -> u64 {
         let metrics = self.run(&["get", "--raw", "/metrics"]);
@@ -101,7 +110,8 @@ impl Kubectl {
         let lines = metrics.lines().filter(of);
         lines
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .map(|count| count as u64)
+            // Large ones have an exponent.
+            .map(|count| format!("{count:.0}").parse::<u64>().unwrap())
             .sum()
     }
 }

@@ -26,8 +26,8 @@ async fn five_hundred_objects_cost_a_request_each_and_the_same_again_none() {
     }
     set[200] = site.config_map("page-98", "2");
     let changes = site.apply(&set).await.unwrap();
-    let changed = format!("ConfigMap {}/page-98", site.name);
-    assert_eq!(changes.written, [changed]);
+    let page = format!("ConfigMap {}/page-98", site.name);
+    assert_eq!(changes.written, [page]);
     assert_eq!(site.text("page-98").unwrap(), "2");
     // Neither does another process write.
     site.restart();

@@ -162,20 +162,12 @@ async fn logs_that_cannot_be_had_say_why() {
         panic!("it is not there");
     };
     assert!(why.contains("not found"), "{why}");
-    // Its controller makes the pods, which no node takes.
-    let end = longshore_e2e::eventually("the pod is there", async || {
-        let end = open("Deployment", "apps/v1", "web").await.unwrap_err();
-        let LogEnd::Refused(why) = end else {
-            anyhow::bail!("{end:?}")
-        };
-        anyhow::ensure!(!why.contains("no pods"), "{why}");
-        Ok(why)
+    // Its controller makes the pod, which no node takes and which says nothing.
+    let mut log = longshore_e2e::eventually("the pod is there", async || {
+        let log = open("Deployment", "apps/v1", "web").await;
+        log.map_err(|end| anyhow::anyhow!("{end:?}"))
     })
     .await
     .unwrap();
-    println!("{end}");
-    assert!(
-        end.contains("web-") && end.contains("does not have a host assigned"),
-        "{end}"
-    );
+    assert_eq!(log.read(8000).await.unwrap(), None);
 }

@@ -53,6 +53,9 @@ async fn in_sync(world: &World, agent: &mut Agent) -> Result<()> {
 #[ignore = "needs a cluster: LONGSHORE_TEST_KUBECONFIG names its kubeconfig"]
 async fn a_pod_that_moves_is_the_same_device_until_it_is_decommissioned() -> Result<()> {
     let site = Real::start();
+    // The fleet's own, which a test that failed has left.
+    site.kubectl
+        .run(&["delete", "namespace", "hello", "--ignore-not-found"]);
     site.kubectl.apply_as("admin", &site.namespace(), false);
     // As the chart makes it.
     let secret = site.placed(
@@ -67,11 +70,17 @@ async fn a_pod_that_moves_is_the_same_device_until_it_is_decommissioned() -> Res
     let first = world.api.device("till").await?;
     let identity = kept(&site, "identity.json").context("the identity")?;
     ensure!(identity["device_id"] == first.id.as_str());
-    ensure!(
-        site.names("configmaps") == ["page"],
-        "{:?}",
-        site.names("configmaps")
-    );
+    let page = || {
+        site.kubectl.run(&[
+            "get",
+            "configmap",
+            "page",
+            "-n",
+            "hello",
+            "--ignore-not-found",
+        ])
+    };
+    ensure!(!page().is_empty(), "the fleet's page is applied");
     agent.kill();
 
     let mut agent = pod(&world, &site, "node-b", &token)?;
@@ -85,7 +94,7 @@ async fn a_pod_that_moves_is_the_same_device_until_it_is_decommissioned() -> Res
     let note = kept(&site, "decommissioned.json").context("the note")?;
     ensure!(note["device_id"] == first.id.as_str(), "{note}");
     ensure!(kept(&site, "identity.json").is_none());
-    ensure!(site.names("configmaps").is_empty());
+    ensure!(page().is_empty(), "{}", page());
     world
         .api
         .device_becomes("till", DeviceState::Decommissioned)

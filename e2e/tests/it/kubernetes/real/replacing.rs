@@ -23,7 +23,7 @@ fn immutable(site: &Real) -> Vec<(Value, Value)> {
     let service = |ip: Value| {
         let mut service = site.placed(
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
-            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}}),
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "protocol": "TCP"}]}}),
         );
         if !ip.is_null() {
             service["spec"]["clusterIP"] = ip;
@@ -56,7 +56,7 @@ fn immutable(site: &Real) -> Vec<(Value, Value)> {
     let mut port = pod(&["till"]);
     port["metadata"]["name"] = "port".into();
     let mut ported = port.clone();
-    ported["spec"]["containers"][0]["ports"] = json!([{"containerPort": 80}]);
+    ported["spec"]["containers"][0]["ports"] = json!([{"containerPort": 80, "protocol": "TCP"}]);
     let class = |parameter: &str| {
         json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": site.name},
             "provisioner": "example.com/none", "parameters": {"kind": parameter}})
@@ -97,7 +97,11 @@ async fn what_is_immutable_is_told_and_replaced_only_where_that_is_allowed() {
         .map(|it| super::super::annotated(it.clone(), FORCE, "enabled"))
         .collect();
     let (first, second, forced) = (set(first), set(second), set(forced));
-    site.apply(&first).await.unwrap();
+    site.generation += 1;
+    // Pods have to wait until the namespace has its service account.
+    site.pass_until("all is there", &first, |_, passed| passed.is_ok())
+        .await
+        .unwrap();
     let ids = |site: &Real| -> Vec<String> {
         let of = |object: &Value| {
             let name = object["metadata"]["name"].as_str().unwrap();

@@ -2,10 +2,10 @@
 
 use super::*;
 
-const VERBS: [&str; 6] = ["get", "list", "watch", "create", "patch", "delete"];
+pub(super) const VERBS: [&str; 6] = ["get", "list", "watch", "create", "patch", "delete"];
 
 /// A service account's kubeconfig, with these rules in its namespace.
-fn account(site: &Real, rules: &Value) -> PathBuf {
+pub(super) fn account(site: &Real, rules: &Value) -> PathBuf {
     let kubectl = &site.kubectl;
     let named = |kind: &str, api_version: &str| {
         site.placed(json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "agent"}}))
@@ -45,12 +45,12 @@ fn grant(site: &Real, rules: &Value) {
     site.kubectl.apply_as("helm", &role, true);
 }
 
-fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
+pub(super) fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
     json!({"apiGroups": groups, "resources": resources, "verbs": verbs})
 }
 
 /// An agent of this account, confined to the namespace.
-fn confined(site: &Real, kubeconfig: &Path) -> Real {
+pub(super) fn confined(site: &Real, kubeconfig: &Path) -> Real {
     let mut agent = Real::with(site.kubectl.clone(), kubeconfig, Some(&site.name));
     agent.settings.namespace = Some(site.name.clone());
     agent.restart();
@@ -132,7 +132,7 @@ async fn a_role_that_lacks_something_is_told_what_and_goes_on_when_it_has_it() {
         (
             "create",
             "Forbidden",
-            "cannot create resource \"deployments\"",
+            "lacks `create` on `deployments.apps`",
         ),
         ("watch", "NotWatched", "cannot watch deployments.apps"),
         ("list", "NotWatched", "cannot watch deployments.apps"),
@@ -215,10 +215,10 @@ async fn credentials_that_are_not_known_cut_it_off_until_they_are_renewed() {
 #[ignore = "needs a cluster: LONGSHORE_TEST_KUBECONFIG names its kubeconfig"]
 async fn rights_cannot_be_handed_on_by_whoever_lacks_them() {
     let site = Real::start();
-    let roles = ["roles", "rolebindings"];
+    let grants = ["roles", "rolebindings"];
     let rules = json!([
         rule(&[""], &["configmaps"], &VERBS),
-        rule(&["rbac.authorization.k8s.io"], &roles, &VERBS),
+        rule(&["rbac.authorization.k8s.io"], &grants, &VERBS),
     ]);
     let kubeconfig = account(&site, &rules);
     let mut agent = confined(&site, &kubeconfig);
