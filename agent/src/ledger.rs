@@ -150,17 +150,20 @@ impl Ledger {
     /// What [`Self::store_base`] and [`Self::store_way`] remembered. What cannot be read is as if it had not
     /// been: the set that was accepted last is then applied as if it were the first.
     pub fn record(&self) -> Record {
-        let base = self.file(GOOD).and_then(|content| {
+        let (good, way) = (self.file(GOOD), self.file(WAY));
+        let was_there = good.is_some() || way.is_some();
+        let base = good.and_then(|content| {
             format::decode(&content)
                 .inspect_err(|wrong| tracing::warn!(%wrong, "the last good set is damaged"))
                 .ok()
         });
-        let way = self.file(WAY).and_then(|content| {
+        let way = way.and_then(|content| {
             serde_json::from_slice(&content)
                 .inspect_err(|wrong| tracing::warn!(%wrong, "the record of updates is damaged"))
                 .ok()
         });
         Record {
+            lost: base.is_none() && was_there,
             base: base.map(Arc::new),
             way: way.unwrap_or_default(),
         }

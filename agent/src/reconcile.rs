@@ -76,6 +76,8 @@ pub struct Reconciler<R: ?Sized> {
     applied: Option<Held>,
     /// Which set was in place, if only in parts, when the runtime was asked for its version.
     probed: Option<Held>,
+    /// Why the last pass failed, where it did.
+    failing: String,
     /// Whether there is something in the runtime that other hands could change.
     is_watched: bool,
     /// The set that the hook after updates ran for last.
@@ -118,6 +120,7 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
             backoff,
             applied: None,
             probed: None,
+            failing: String::new(),
             is_watched: false,
             followed_up: None,
             updates: Updates::default(),
@@ -223,6 +226,7 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
                 if error.is_the_sets() {
                     return self.not_healthy(held, error.explanation(), wait).await;
                 }
+                self.updates.excuse(Instant::now());
                 wait
             }
         }
@@ -236,13 +240,22 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
             self.backoff.reset();
             return self.not_healthy(held, why, self.timing.progress).await;
         }
+        let knows = self.runtime.knows_health();
+        if knows && health.is_none() {
+            self.updates.excuse(Instant::now());
+            return self.timing.progress;
+        }
         if let Err(error) = self.follow_up(&holding).await {
             self.reporter.fails(HEALTHY, "AfterUpdateFailed", &error);
             let wait = self.backoff.after_failure();
             return self.not_healthy(held, error, wait).await;
         }
         self.backoff.reset();
-        let steady = health.map_or(Duration::ZERO, |_| self.timing.steady);
+        let steady = if knows {
+            self.timing.steady
+        } else {
+            Duration::ZERO
+        };
         if let Some(rest) = self.updates.unsteady(held, Instant::now(), steady) {
             return rest.min(self.timing.check);
         }
@@ -313,7 +326,11 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
         {
             self.version.send_replace(version);
         }
+        if applied.as_ref().is_err_and(ApplyError::is_lasting) {
+            self.applied = Some(held);
+        }
         let changes = applied?;
+        self.failing.clear();
         let fresh = self.applied.replace(held) != Some(held);
         self.tell_drift(held, fresh, pass.cause, &changes);
         Ok(changes)
@@ -456,9 +473,13 @@ impl<R: Runtime + ?Sized> Reconciler<R> {
     }
 
     fn failed(&mut self, held: Held, error: &ApplyError) {
-        tracing::warn!(generation = %held.generation, error = error.explanation(), "not applied; trying again");
-        self.reporter
-            .fails(APPLIED, error.reason(), error.explanation());
+        let explanation = error.explanation();
+        // The same again and again says nothing new, and wears out a device's flash.
+        if self.failing != explanation {
+            tracing::warn!(generation = %held.generation, error = explanation, "not applied; trying again");
+            self.failing.clone_from(&explanation);
+        }
+        self.reporter.fails(APPLIED, error.reason(), explanation);
         self.reporter.phase(held, Phase::Failed);
     }
 }

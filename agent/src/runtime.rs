@@ -45,8 +45,13 @@ pub trait Runtime: Send + 'static {
     /// Makes the target match the holding, and says what that took.
     async fn apply(&mut self, holding: Arc<Holding>) -> Result<Changes, ApplyError>;
 
+    /// Whether there is health to be known, as there is none of files in a directory.
+    fn knows_health(&self) -> bool {
+        false
+    }
+
     /// How the objects of the set that was applied last fare; those that are not named are current. `None`
-    /// where the runtime cannot know, such as a directory.
+    /// where that cannot be known now.
     async fn health(&mut self) -> Option<Vec<ObjectHealth>> {
         None
     }

@@ -52,6 +52,8 @@ pub struct Record {
     /// What updates move away from, without what was held back: the last set that was applied and healthy, or,
     /// before there was one, the last that was begun.
     pub base: Option<Arc<Holding>>,
+    /// Whether there was one that cannot be read any more.
+    pub lost: bool,
     /// What was decided on the way to the next.
     pub way: Way,
 }
@@ -119,6 +121,8 @@ pub struct Updates {
     /// How careful it is.
     pub policy: Policy,
     record: Record,
+    /// The update that this process began.
+    begun: Option<Arc<Holding>>,
     /// What the deadline runs for, and since when what it has had is not recorded.
     waiting: Option<(Held, Instant)>,
     /// What is healthy, and since when.
@@ -127,7 +131,12 @@ pub struct Updates {
 
 impl Updates {
     /// Goes on from what was recorded.
-    pub fn new(policy: Policy, record: Record) -> Self {
+    pub fn new(policy: Policy, mut record: Record) -> Self {
+        let base = record.base.as_ref().map(|base| base.held());
+        if !record.way.unproven && record.way.begun == base {
+            // It became good, and the rest of that was cut off.
+            record.way = Way::default();
+        }
         Self {
             policy,
             record,
@@ -167,7 +176,7 @@ impl Updates {
 
     /// What to apply, now that `accepted` is what the device should run.
     pub fn aim(&self, accepted: &Arc<Holding>, now: Timestamp) -> Aim {
-        let holding = less_held_back(accepted, self.record.base.as_deref());
+        let holding = less_held_back(accepted, &self.record);
         let Some(base) = &self.record.base else {
             return Aim::Forward {
                 holding,
@@ -191,8 +200,11 @@ impl Updates {
         }
         let begun = self.is_under_way(held);
         if !begun && !window::is_open(&self.policy.windows, now) {
+            // What was begun in a window goes on, also where it is not good yet.
+            let begun = self.begun.as_ref();
+            let in_place = begun.filter(|begun| self.is_under_way(begun.held()));
             return Aim::Stay {
-                base: base.clone(),
+                base: in_place.unwrap_or(base).clone(),
                 why: Stay::Closed {
                     opens: window::next(&self.policy.windows, now),
                 },
@@ -212,8 +224,11 @@ impl Updates {
             begun: (!self.is_first()).then(|| holding.held()),
             ..Way::default()
         };
+        self.begun = Some(holding.clone());
+        (self.waiting, self.healthy) = (None, None);
         if unproven {
             self.record.base = Some(holding.clone());
+            self.record.lost = false;
         }
         unproven
     }
@@ -284,6 +299,17 @@ impl Updates {
         true
     }
 
+    /// Whether the set is well cannot be known now, and that is not its fault: the time does not count, neither against
+    /// it nor for it.
+    pub fn excuse(&mut self, now: Instant) {
+        self.healthy = None;
+        if let Some((held, since)) = self.waiting.take()
+            && self.is_under_way(held)
+        {
+            self.spend(now.saturating_duration_since(since));
+        }
+    }
+
     /// Gives a set up.
     pub fn refuse(&mut self, held: Held, why: String) {
         self.waiting = None;
@@ -294,16 +320,16 @@ impl Updates {
     }
 }
 
-/// The holding with each object that asks to be held back as it is in `base`. Where nothing is known of a base although
-/// there must have been one, nothing is held back: what runs would be removed otherwise.
-fn less_held_back(holding: &Arc<Holding>, base: Option<&Holding>) -> Arc<Holding> {
-    let is_lost = base.is_none() && holding.generation().number() > 1;
-    if is_lost || !holding.objects().any(is_held_back) {
+/// The holding with each object that asks to be held back as it is in the base. Where the base is lost, nothing is held
+/// back: what runs would be removed otherwise.
+fn less_held_back(holding: &Arc<Holding>, record: &Record) -> Arc<Holding> {
+    if record.lost || !holding.objects().any(is_held_back) {
         return holding.clone();
     }
-    let before: BTreeMap<_, _> = base
-        .into_iter()
-        .flat_map(Holding::objects)
+    let before: BTreeMap<_, _> = record
+        .base
+        .iter()
+        .flat_map(|base| base.objects())
         .map(|object| (object.key(), object))
         .collect();
     let objects = holding.objects().filter_map(|object| {

@@ -32,6 +32,7 @@ mod view;
 use std::{collections::BTreeSet, future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use longshore_protocol::{DeviceId, Digest, message::Held, session::Holding};
 use tokio::time::{self, Instant};
 
@@ -271,8 +272,21 @@ impl Runtime for Kube {
         applied
     }
 
+    fn knows_health(&self) -> bool {
+        true
+    }
+
     async fn health(&mut self) -> Option<Vec<ObjectHealth>> {
-        self.cluster.as_ref().map(Cluster::health)
+        let cluster = self.cluster.as_mut()?;
+        // What has come since is part of the answer.
+        while let Some(stirred) = cluster
+            .view
+            .event(&cluster.inventory.records)
+            .now_or_never()
+        {
+            cluster.stirred |= stirred;
+        }
+        cluster.view.sees_all().then(|| cluster.health())
     }
 
     fn logs(&self) -> Arc<dyn Logs> {

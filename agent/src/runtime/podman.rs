@@ -195,6 +195,10 @@ impl Runtime for Podman {
         outcome(done.changes, done.unapplied)
     }
 
+    fn knows_health(&self) -> bool {
+        true
+    }
+
     async fn health(&mut self) -> Option<Vec<ObjectHealth>> {
         let look = self.last.as_ref()?;
         let now = clock::system();

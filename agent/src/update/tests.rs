@@ -144,3 +144,131 @@ fn objects_can_be_held_back() {
     let third = set(3, [config("a", "3", false)]);
     assert_eq!(updates.aim(&third, at(DAY)), forward(&third, true));
 }
+
+#[test]
+fn what_is_held_back_at_a_lost_base_is_not_removed() {
+    let held = set(7, [config("a", "2", true), config("b", "2", false)]);
+    let lost = Record {
+        lost: true,
+        ..Record::default()
+    };
+    let updates = Updates::new(Policy::default(), lost);
+    assert_eq!(updates.aim(&held, at(DAY)), forward(&held, false));
+    // On a device that never had any, it stays away.
+    let rest = set(7, [config("b", "2", false)]);
+    let updates = Updates::default();
+    assert_eq!(updates.aim(&held, at(DAY)), forward(&rest, false));
+}
+
+#[test]
+fn before_a_set_was_good_the_base_is_what_was_begun_last() {
+    let mut updates = nightly();
+    updates.policy.deadline = Some(Duration::from_mins(1));
+    assert!(updates.is_first());
+    assert!(updates.began(&one(1)));
+    assert!(!updates.is_first() && !updates.is_under_way(one(1).held()));
+    assert!(matches!(updates.aim(&one(2), at(DAY)), Aim::Stay { .. }));
+    assert_eq!(updates.aim(&one(2), at(NIGHT)), forward(&one(2), true));
+    assert!(updates.began(&one(2)));
+    assert!(updates.is_under_way(one(2).held()), "its hooks run");
+    let start = Instant::now();
+    assert!(!updates.is_overdue(one(2).held(), start));
+    assert!(
+        !updates.is_overdue(one(2).held(), start + Duration::from_hours(1)),
+        "there is nothing to fall back to"
+    );
+    assert!(updates.succeeded(&one(2)), "now there is");
+    assert!(!updates.record().way.unproven);
+}
+
+#[test]
+fn what_was_begun_in_a_window_goes_on_while_the_next_one_waits() {
+    let mut updates = nightly();
+    updates.succeeded(&one(1));
+    updates.began(&one(2));
+    let Aim::Stay { base, .. } = updates.aim(&one(3), at(DAY)) else {
+        panic!("it does not wait")
+    };
+    assert_eq!(base, one(2));
+    updates.refuse(one(2).held(), "sick".into());
+    let Aim::Stay { base, .. } = updates.aim(&one(3), at(DAY)) else {
+        panic!("it does not wait")
+    };
+    assert_eq!(base, one(1));
+}
+
+#[test]
+fn a_set_is_steady_when_it_was_healthy_without_a_break() {
+    let mut updates = Updates::default();
+    updates.succeeded(&one(1));
+    updates.began(&one(2));
+    let start = Instant::now();
+    let later = |seconds| start + Duration::from_secs(seconds);
+    let steady = Duration::from_secs(30);
+    let mut rest = |seconds| {
+        let rest = updates.unsteady(one(2).held(), later(seconds), steady);
+        rest.map(|rest| rest.as_secs())
+    };
+    assert_eq!((rest(0), rest(10)), (Some(30), Some(20)));
+    updates.excuse(later(20));
+    let mut rest = |seconds| {
+        updates
+            .unsteady(one(2).held(), later(seconds), steady)
+            .is_some()
+    };
+    assert!(rest(40), "it was out of sight in between");
+    assert!(!rest(70));
+    updates.is_overdue(one(2).held(), later(71));
+    assert!(updates.unsteady(one(2).held(), later(72), steady).is_some());
+    assert!(updates.unsteady(one(1).held(), later(72), steady).is_none());
+}
+
+#[test]
+fn only_time_in_which_a_set_is_seen_to_be_sick_counts() {
+    let policy = Policy {
+        deadline: Some(Duration::from_mins(10)),
+        ..Policy::default()
+    };
+    let mut updates = Updates::new(policy, Record::default());
+    updates.succeeded(&one(1));
+    updates.began(&one(2));
+    let start = Instant::now();
+    let later = |minutes| start + Duration::from_mins(minutes);
+    let held = one(2).held();
+    assert!(!updates.is_overdue(held, later(0)));
+    assert!(!updates.is_overdue(held, later(4)));
+    updates.excuse(later(5));
+    updates.excuse(later(60));
+    assert!(
+        !updates.is_overdue(held, later(60)),
+        "an hour does not count"
+    );
+    assert!(!updates.is_overdue(held, later(64)));
+    assert!(updates.is_overdue(held, later(65)), "five minutes and five");
+
+    // What was counted is recorded now and then, and outlives a restart, which costs a twentieth.
+    updates.began(&one(2));
+    assert!(!updates.is_overdue(held, later(100)));
+    assert!(!updates.count(later(100)));
+    assert!(updates.count(later(109)));
+    let record = updates.record().clone();
+    assert_eq!(record.way.spent, 9 * 60_000);
+    let mut updates = Updates::new(updates.policy.clone(), record);
+    assert!(updates.resume());
+    assert!(!updates.is_overdue(held, later(200)));
+    let half = later(200) + Duration::from_secs(30);
+    assert!(updates.is_overdue(held, half));
+}
+
+#[test]
+fn what_became_good_just_before_a_power_cut_is_not_under_way() {
+    let mut updates = Updates::default();
+    updates.succeeded(&one(1));
+    updates.began(&one(2));
+    let way = updates.record().way.clone();
+    updates.succeeded(&one(2));
+    let mut record = updates.record().clone();
+    record.way = way;
+    let mut updates = Updates::new(Policy::default(), record);
+    assert!(!updates.is_under_way(one(2).held()) && !updates.resume());
+}

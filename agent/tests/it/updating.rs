@@ -37,8 +37,8 @@ use crate::{until, until_true};
 /// What happened, in order: `prepare 2`, `apply 2`, …
 type Log = Arc<Mutex<Vec<String>>>;
 
-/// A runtime in which an object's text says how it fares: `sick` ones never become healthy, and `fading` ones do not
-/// stay so; a set with one that `fails` is not applied, and one that is `strange` is refused.
+/// A runtime in which an object's text says how it fares: `sick` ones never become healthy, `fading` ones do not stay
+/// so, and `hidden` ones keep it from being known; a set with one that `fails` is not applied, and one that is `strange` is refused.
 struct Fake {
     log: Log,
     runs: Option<Arc<Holding>>,
@@ -87,7 +87,15 @@ impl Runtime for Fake {
         }
     }
 
+    fn knows_health(&self) -> bool {
+        true
+    }
+
     async fn health(&mut self) -> Option<Vec<ObjectHealth>> {
+        let mut all = self.runs.iter().flat_map(|runs| runs.objects());
+        if all.any(|object| says(object, "hidden")) {
+            return None;
+        }
         let sick = self.runs.iter().flat_map(|runs| runs.objects());
         let health = |object: &ObjectKey| ObjectHealth {
             object: object.clone(),
@@ -483,4 +491,16 @@ async fn an_update_of_a_set_that_never_was_good_has_windows_and_hooks() {
     device.wants(2, "well", Phase::Pending).await;
     device.says("UpdateHeld", "OutsideWindow").await;
     assert_eq!(device.log(), ["apply 1"]);
+}
+
+#[tokio::test]
+async fn a_set_that_nobody_sees_is_neither_good_nor_given_up() {
+    let mut device = Device::start(impatient());
+    device.wants(1, "well", Phase::Applied).await;
+    device.trusts(1).await;
+    device.wants(2, "hidden", Phase::Applied).await;
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    device.trusts(1).await;
+    assert_eq!(device.report.borrow().phase, Phase::Applied);
+    assert_eq!(device.log().last().unwrap(), "apply 2");
 }

@@ -85,18 +85,31 @@ async fn config(settings: &KubeSettings) -> Result<(Config, bool), String> {
 /// What the way to the API server is like now: API servers that renew their certificates write new kubeconfigs, and
 /// others renew the files that a kubeconfig names.
 pub(super) fn fingerprint(settings: &KubeSettings) -> Option<Digest> {
-    let read = match file(settings) {
-        Some(path) => Kubeconfig::read_from(path),
+    let (paths, read) = match file(settings) {
+        Some(path) => (vec![path.clone()], Kubeconfig::read_from(path)),
         None if Config::incluster().is_ok() => {
             let authority = std::fs::read(SERVICE_AUTHORITY).ok()?;
             return Some(Digest::of(&authority));
         }
-        None => Kubeconfig::read(),
+        None => (usual_files(), Kubeconfig::read()),
     };
     let kubeconfig = read.ok()?;
-    let mut parts = vec![serde_json::to_vec(&kubeconfig).ok()?];
-    parts.extend(named_files(&kubeconfig).map(|path| std::fs::read(path).unwrap_or_default()));
+    let named = named_files(&kubeconfig).map(PathBuf::from);
+    // As they are on disk: what was parsed may have no order.
+    let content = |path| std::fs::read(path).unwrap_or_default();
+    let parts: Vec<_> = paths.into_iter().chain(named).map(content).collect();
     Some(Digest::of_parts(parts.iter().map(Vec::as_slice)))
+}
+
+/// Where a kubeconfig is that nobody named.
+fn usual_files() -> Vec<PathBuf> {
+    match std::env::var_os("KUBECONFIG") {
+        Some(paths) => std::env::split_paths(&paths).collect(),
+        None => std::env::home_dir()
+            .map(|home| home.join(".kube/config"))
+            .into_iter()
+            .collect(),
+    }
 }
 
 /// The files that a kubeconfig names and that are read once. Token files are read again and again.

@@ -18,7 +18,7 @@ use super::{
     kinds::Resource,
     name::Name,
     pass::{AT_ONCE, Report},
-    problem::{self, is_conflict, is_unauthorized},
+    problem::{self, is_unauthorized},
     seen::Seen,
     status::text,
     view::Known,
@@ -232,7 +232,8 @@ async fn release(api: &Api, leaving: &Leaving, path: &str, uid: &str) -> Removal
 
 /// Whether an apply was refused for the object's id. API servers before 1.21 have an internal error for it.
 fn is_other(refusal: &Refusal) -> bool {
-    (refusal.code == 409 && !is_conflict(refusal)) || refusal.message.contains("uid mismatch")
+    let says = |what| refusal.message.contains(what);
+    says("uid mismatch") || (refusal.code == 409 && says("UID in precondition"))
 }
 
 fn refused(leaving: &Leaving, refusal: &Refusal) -> Removal {

@@ -169,6 +169,11 @@ impl View {
         })
     }
 
+    /// Whether nothing that is followed is out of sight now, however briefly.
+    pub(super) fn sees_all(&self) -> bool {
+        self.kinds.values().all(|followed| followed.lost.is_none())
+    }
+
     fn fold(&mut self, event: Event, records: &BTreeMap<Name, Record>) -> bool {
         match event {
             Event::Listed(kind, found) => self.listed(&kind, found, records),

@@ -8,6 +8,7 @@ mod applying;
 mod faring;
 mod identity;
 mod leaving;
+mod process;
 mod replacing;
 mod restarting;
 mod rights;
