@@ -425,8 +425,17 @@ pub enum RuntimeSettings {
     MicroShift(PathBuf),
     /// Hand them to a program.
     Command(CommandSettings),
-    /// Run them with this `podman` program.
-    Podman(PathBuf),
+    /// Run them with `podman`.
+    Podman(PodmanSettings),
+}
+
+/// The settings of the podman runtime.
+#[derive(Clone, Debug)]
+pub struct PodmanSettings {
+    /// The program.
+    pub program: PathBuf,
+    /// The agent's state directory, for what must outlive a restart.
+    pub state: PathBuf,
 }
 
 /// The settings of the kube runtime.

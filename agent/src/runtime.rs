@@ -28,7 +28,11 @@ use self::{
     logs::{Logs, NoLogs},
     podman::Podman,
 };
-use crate::{config::RuntimeSettings, files::FileError, identity::Identity};
+use crate::{
+    config::{PodmanSettings, RuntimeSettings},
+    files::FileError,
+    identity::Identity,
+};
 
 /// Something that runs manifest sets.
 #[async_trait]
@@ -37,7 +41,9 @@ pub trait Runtime: Send + 'static {
     fn name(&self) -> &'static str;
 
     /// Fetches what the holding will need, such as images, while what runs goes on untouched. Whatever is not
-    /// fetched here is fetched by `apply`, so a runtime that cannot do this ahead does nothing.
+    /// fetched here is fetched by `apply`, so a runtime that cannot do this ahead does nothing, and what cannot be
+    /// fetched for one object is no error: it must not hold up the others. An error is that of a target that cannot
+    /// be worked with at all.
     async fn prepare(&mut self, _holding: &Holding) -> Result<(), ApplyError> {
         Ok(())
     }
@@ -64,6 +70,11 @@ pub trait Runtime: Send + 'static {
     /// Whether there is something to apply to, and what it is, with its version, for people. Changes nothing.
     async fn probe(&mut self) -> Result<String, ApplyError> {
         Ok(String::new())
+    }
+
+    /// Which rights the agent lacks in the target, each in words. Changes nothing. Empty where that cannot be asked.
+    async fn lacks(&mut self) -> Result<Vec<String>, ApplyError> {
+        Ok(Vec::new())
     }
 
     /// Removes everything that was applied.
@@ -112,7 +123,9 @@ pub fn of(settings: RuntimeSettings, owner: Owner) -> Box<dyn Runtime> {
         RuntimeSettings::MicroShift(path) => {
             Box::new(Directory::new(path, owner.id).for_microshift())
         }
-        RuntimeSettings::Podman(program) => Box::new(Podman::new(program, owner.id)),
+        RuntimeSettings::Podman(PodmanSettings { program, state }) => {
+            Box::new(Podman::new(program, owner.id).tidying(state))
+        }
         RuntimeSettings::Command(settings) => Box::new(Command::new(settings, owner)),
         RuntimeSettings::Kube(settings) => Box::new(Kube::new(settings, owner.id)),
     }

@@ -12,8 +12,8 @@ use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use super::{
-    ConfigError, Given, IdentitySecret, KubeSettings, LastGood, Layout, Origin, Refused,
-    RuntimeKind, RuntimeSettings, Settings, Standing, TokenSource,
+    ConfigError, Given, IdentitySecret, KubeSettings, LastGood, Layout, Origin, PodmanSettings,
+    Refused, RuntimeKind, RuntimeSettings, Settings, Standing, TokenSource,
     file::{bundle, file, parse, path_of},
     last_good::{digest_of, essence},
     values::{Line, Period},
@@ -237,7 +237,10 @@ fn settle(given: Given) -> Result<Resolved, ConfigError> {
             RuntimeSettings::MicroShift(directory)
         }
         RuntimeKind::Directory => RuntimeSettings::Directory(directory),
-        RuntimeKind::Podman => RuntimeSettings::Podman(podman),
+        RuntimeKind::Podman => RuntimeSettings::Podman(PodmanSettings {
+            program: podman,
+            state: state_dir.clone(),
+        }),
         RuntimeKind::Command => RuntimeSettings::Command(CommandSettings {
             line: given.command.ok_or(ConfigError::NoCommand)?.words,
             timeout: timeout.0,

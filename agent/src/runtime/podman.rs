@@ -16,12 +16,15 @@
 //! - One object that cannot be applied stops no other; what ran of it goes on.
 //! - Where nothing happens, no process is started: see [`events`].
 //!
+//! Images that the agent pulled go when neither the present set nor the last good one needs them: see [`images`].
+//!
 //! After a reboot the agent's first pass starts what it finds standing still. It needs no network for that, and no
 //! unit of systemd's for each pod, which would be a second owner of the same containers.
 
 mod contents;
 mod events;
 mod fare;
+mod images;
 mod labels;
 mod logs;
 mod observed;
@@ -32,14 +35,16 @@ mod program;
 mod tests;
 mod translate;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use longshore_protocol::{DeviceId, message::Held, session::Holding};
 use tokio::time::{self, Instant};
 
+pub use self::program::LEAST;
 use self::{
     events::{Events, Mark},
+    images::Images,
     logs::PodmanLogs,
     observed::Observed,
     pass::{Outcome, Pass},
@@ -47,7 +52,9 @@ use self::{
     program::{PodmanError, Program, Version},
     translate::Wanted,
 };
-use super::{ApplyError, Changes, Runtime, Unapplied, health::ObjectHealth, logs::Logs};
+use super::{
+    ApplyError, Changes, Runtime, UNSUPPORTED, Unapplied, health::ObjectHealth, logs::Logs,
+};
 use crate::{causes, clock};
 
 /// How long a look stays good where no event contradicts it.
@@ -70,6 +77,9 @@ pub struct Podman {
     /// Before this moment no event is answered.
     patience: Option<Instant>,
     last: Option<Look>,
+    images: Option<Images>,
+    /// For which set, and which last good one, no image is left that is not needed.
+    tidied: Option<(Held, Option<Held>)>,
 }
 
 /// What the last pass found and left.
@@ -98,6 +108,55 @@ impl Podman {
             heard: Mark::default(),
             patience: None,
             last: None,
+            images: None,
+            tidied: None,
+        }
+    }
+
+    /// Keeps a list of the images that it pulls in this directory, where the last good set is recorded, too, and
+    /// removes those that are not needed any more.
+    #[must_use]
+    pub fn tidying(mut self, state: PathBuf) -> Self {
+        self.images = Some(Images::new(state));
+        self
+    }
+
+    /// Removes images that neither this set, which is in place, nor the last good one needs. Where those are two, it
+    /// looks again at the next pass.
+    async fn tidy(&mut self, wanted: &Arc<Holding>) {
+        let held = wanted.held();
+        let Some(images) = self.images.clone() else {
+            return;
+        };
+        if self.tidied == Some((held, Some(held))) {
+            return;
+        }
+        let base = match images.base().await {
+            Ok(base) => base,
+            Err(error) => {
+                tracing::warn!(error = causes(&error), "images are not tidied up");
+                return;
+            }
+        };
+        let tidied = Some((held, base.as_ref().map(|base| base.held())));
+        if self.tidied == tidied {
+            return;
+        }
+        let mut needed = BTreeSet::new();
+        for holding in [Some(wanted), base.as_ref()].into_iter().flatten() {
+            let Ok(wanted) = self.translate(holding).await else {
+                return;
+            };
+            needed.extend(
+                wanted
+                    .pods
+                    .into_iter()
+                    .flat_map(|pod| pod.images.into_keys()),
+            );
+        }
+        match images.tidy(&self.program, &needed).await {
+            Ok(()) => self.tidied = tidied,
+            Err(error) => tracing::warn!(error = causes(&error), "images are not tidied up"),
         }
     }
 
@@ -122,6 +181,7 @@ impl Podman {
 
     fn pass(&self, version: Version) -> Pass<'_> {
         Pass::new(&self.program, version, &self.device, clock::system())
+            .noting(self.images.as_ref())
     }
 
     /// Whether the last look still holds.
@@ -155,7 +215,15 @@ impl Runtime for Podman {
             .iter()
             .filter(|pod| !observed.has(&pod.expected))
         {
-            pass.fetch(pod).await?;
+            // It is tried again by `apply`, which leaves what runs of such a pod as it is and moves the others.
+            if let Err(error) = pass.fetch(pod).await {
+                let object = pod.expected.object.to_string();
+                tracing::warn!(
+                    object,
+                    error = causes(&error),
+                    "images cannot be fetched ahead"
+                );
+            }
         }
         self.prepared = Some(holding.held());
         Ok(())
@@ -167,7 +235,11 @@ impl Runtime for Podman {
         if let Some(last) = last
             && self.is_fresh(last)
         {
-            return outcome(Changes::default(), last.unapplied.clone());
+            let unapplied = last.unapplied.clone();
+            if is_all_there_is_to_do(&unapplied) {
+                self.tidy(&holding).await;
+            }
+            return outcome(Changes::default(), unapplied);
         }
         let sweep = last.is_none();
         let taken = Instant::now();
@@ -191,6 +263,9 @@ impl Runtime for Podman {
         });
         if !done.retry {
             self.patience = Some(taken + BETWEEN_LOOKS);
+        }
+        if is_all_there_is_to_do(&done.unapplied) {
+            self.tidy(&holding).await;
         }
         outcome(done.changes, done.unapplied)
     }
@@ -225,6 +300,7 @@ impl Runtime for Podman {
     }
 
     async fn probe(&mut self) -> Result<String, ApplyError> {
+        self.version().await?;
         Ok(self.program.described().await?)
     }
 
@@ -234,6 +310,14 @@ impl Runtime for Podman {
         let Outcome {
             changes, unapplied, ..
         } = self.pass(version).clear().await?;
+        if let Some(images) = &self.images
+            && unapplied.is_empty()
+        {
+            // What is left over runs nowhere.
+            if let Err(error) = images.tidy(&self.program, &BTreeSet::new()).await {
+                tracing::warn!(error = causes(&error), "images are not removed");
+            }
+        }
         outcome(changes, unapplied)
     }
 
@@ -247,6 +331,11 @@ impl Runtime for Podman {
             time::sleep_until(patience).await;
         }
     }
+}
+
+/// Whether no other pass gets further: what is not applied is nothing for Podman.
+fn is_all_there_is_to_do(unapplied: &[Unapplied]) -> bool {
+    unapplied.iter().all(|it| it.reason == UNSUPPORTED)
 }
 
 fn outcome(changes: Changes, unapplied: Vec<Unapplied>) -> Result<Changes, ApplyError> {

@@ -9,10 +9,13 @@ mod faring;
 mod faults;
 mod logging;
 mod process;
+mod pulling;
 mod rebooting;
 mod refusing;
+mod registry;
 mod returning;
 mod running;
+mod tidying;
 
 use std::{
     os::unix::fs::{PermissionsExt, symlink},
@@ -102,6 +105,28 @@ impl Machine {
             archive,
             IMAGE,
         ]);
+    }
+
+    /// Lets podman pull from this registry, without TLS.
+    fn trust_registry(&self, address: &str) {
+        let text = format!(
+            "unqualified-search-registries = []\n[[registry]]\nlocation = \"{address}\"\ninsecure = true\n"
+        );
+        std::fs::write(self.dir.path().join("registries.conf"), text).unwrap();
+    }
+
+    /// The layout of an image like the first one, which says of itself that it is this one. Nothing of it stays.
+    fn packed(&self, what: &str) -> PathBuf {
+        let [archive, layout] = ["image.tar", what].map(|name| self.dir.path().join(name));
+        let name = format!("localhost/packed:{what}");
+        let change = format!("ENV WHAT={what}");
+        let words = ["import", "--quiet", "--change", "ENV PATH=/bin", "--change"];
+        let archive = archive.to_str().unwrap();
+        self.podman(&[&words[..], &[&change, archive, &name]].concat());
+        let to = layout.to_str().unwrap();
+        self.podman(&["save", "--format", "oci-dir", "--output", to, &name]);
+        self.podman(&["image", "rm", &name]);
+        layout
     }
 
     fn program(&self) -> PathBuf {

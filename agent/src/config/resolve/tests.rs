@@ -196,10 +196,10 @@ fn a_runtimes_settings_are_its_own() {
         panic!()
     };
     assert_eq!(path, Path::new("/m/longshore"));
-    let RuntimeSettings::Podman(program) = settings(&["--runtime", "podman"]).runtime else {
+    let RuntimeSettings::Podman(podman) = settings(&["--runtime", "podman"]).runtime else {
         panic!()
     };
-    assert_eq!(program, Path::new("podman"));
+    assert_eq!(podman.program, Path::new("podman"));
     let error = task(&["--runtime", "command"]).unwrap_err().to_string();
     assert!(error.contains("needs --command"), "{error}");
 }

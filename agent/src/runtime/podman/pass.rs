@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use longshore_protocol::{DeviceId, ObjectKey};
 
 use super::{
+    images::Images,
     labels,
     observed::{self, Observed, ObservedPod},
     pod::{Pod, Pull, Restart},
@@ -40,6 +41,7 @@ pub(super) struct Pass<'a> {
     retry: bool,
     /// Whether images that are pulled every time have just been pulled.
     prepared: bool,
+    images: Option<&'a Images>,
 }
 
 /// What came of it.
@@ -69,7 +71,14 @@ impl<'a> Pass<'a> {
             untidy: false,
             retry: false,
             prepared: false,
+            images: None,
         }
+    }
+
+    /// Notes what it pulls, where there is a list for that.
+    pub(super) fn noting(mut self, images: Option<&'a Images>) -> Self {
+        self.images = images;
+        self
     }
 
     /// With the images of this set pulled.
@@ -272,7 +281,11 @@ impl<'a> Pass<'a> {
             if *pull == Pull::Never {
                 return Err(PodmanError::NoImage(image.clone()));
             }
-            match self.podman.pull(image).await {
+            let pulled = match self.images {
+                Some(images) => images.pull(self.podman, image).await,
+                None => self.podman.pull(image).await,
+            };
+            match pulled {
                 Ok(()) => tracing::info!(image, "pulled"),
                 Err(error) if is_there => {
                     let error = causes(&error);

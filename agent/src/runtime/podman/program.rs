@@ -9,6 +9,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     contents::Volume,
+    images::ListedImage,
     labels,
     observed::{Inspected, ObservedPod, ObservedVolume},
 };
@@ -23,7 +24,7 @@ const PULL: Duration = Duration::from_mins(30);
 /// An events stream is ended by us and not by time.
 const EVER: Duration = Duration::MAX;
 /// The first version with `podman kube play` as it is used here.
-const LEAST: (u32, u32) = (4, 3);
+pub const LEAST: (u32, u32) = (4, 3);
 /// Before this one, containers that prepare a pod are started again by the pod's policy.
 const PREPARES_ONCE: (u32, u32) = (5, 0);
 
@@ -271,6 +272,34 @@ impl Program {
             .with(["--quiet", image])
             .done()
             .await
+    }
+
+    /// The id of the image that has this name here, or none.
+    pub(super) async fn image_id(&self, image: &str) -> Result<Option<String>, PodmanError> {
+        if !self.has_image(image).await? {
+            return Ok(None);
+        }
+        let command = self.command("image inspect", QUICK);
+        let ended = command.with(["--format", "{{.Id}}", image]).run().await?;
+        let id = String::from_utf8_lossy(&ended.output);
+        Ok(Some(id.trim().trim_start_matches("sha256:").to_owned()))
+    }
+
+    /// All images, whoever brought them. One with several names may be there several times.
+    pub(super) async fn images(&self) -> Result<Vec<ListedImage>, PodmanError> {
+        let command = self.command("image ls", QUICK);
+        command.with(["--all", "--no-trunc"]).list().await
+    }
+
+    /// Removes an image with all its names, or nothing where it is used.
+    pub(super) async fn remove_image(&self, image: &ListedImage) -> Result<(), PodmanError> {
+        let command = self.command("image rm", SLOW);
+        let command = if image.names.is_empty() {
+            command.with([&image.id])
+        } else {
+            command.with(&image.names)
+        };
+        command.done().await
     }
 
     /// What happens to containers and pods from `since` on, in seconds of the Unix epoch.
