@@ -14,7 +14,7 @@ use tokio::time;
 
 use crate::{
     causes,
-    config::{ConfigError, Settings, Standing},
+    config::{ConfigError, RuntimeSettings, Settings, Standing},
     identity::{Identity, StateDir},
     runtime,
 };
@@ -130,17 +130,22 @@ pub async fn examine(settings: Result<&Settings, &ConfigError>) -> Findings {
     checks.extend(device::state_directory(&settings.state_dir));
     checks.push(device::disk(&settings.state_dir));
     let identity = identity(settings);
-    let device = async {
-        let owner = runtime::Owner::of(identity.as_ref().ok().and_then(Option::as_ref));
-        let kind = runtime::of(settings.runtime.clone(), owner);
-        device::runtime(kind).await
-    };
+    let owner = runtime::Owner::of(identity.as_ref().ok().and_then(Option::as_ref));
+    let mut runtime = runtime::of(settings.runtime.clone(), owner);
     match &identity {
         Ok(identity) => checks.extend(network::examine(settings, identity.as_ref()).await),
         // Without it there is nobody to ask as.
         Err(check) => checks.push(check.clone()),
     }
-    checks.push(within("runtime", device).await);
+    let target = within("runtime", device::runtime(runtime.as_mut())).await;
+    let is_there = target.verdict == Verdict::Ok;
+    checks.push(target);
+    if is_there && matches!(settings.runtime, RuntimeSettings::Kube(_)) {
+        checks.push(within("rights", device::rights(runtime.as_mut())).await);
+    }
+    if let Some(secret) = &settings.identity_secret {
+        checks.push(within("identity-secret", device::identity_secret(secret)).await);
+    }
     Findings::of(checks)
 }
 

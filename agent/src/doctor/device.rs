@@ -10,8 +10,9 @@ use rustix::{
 use super::Check;
 use crate::{
     causes,
+    config::IdentitySecret,
     identity::{Keep as _, StateDir},
-    runtime::Runtime,
+    runtime::{Runtime, kube::rights, podman},
 };
 
 /// With less than this, the next set may not fit.
@@ -151,14 +152,19 @@ fn room(path: &Path, found: &StatVfs) -> Check {
 }
 
 /// Whether what the agent applies to is there.
-pub(super) async fn runtime(mut runtime: Box<dyn Runtime>) -> Check {
+pub(super) async fn runtime(runtime: &mut dyn Runtime) -> Check {
     const NAME: &str = "runtime";
     let kind = runtime.name();
     match runtime.probe().await {
         Ok(found) => Check::ok(NAME, format!("{kind}: {found}")),
         Err(error) => {
             let advice = match kind {
-                "podman" => "install Podman 4.4 or newer, or name the program with --podman",
+                "podman" => {
+                    let (major, minor) = podman::LEAST;
+                    &format!(
+                        "install Podman {major}.{minor} or newer, or name the program with --podman"
+                    )
+                }
                 "kube" => {
                     "look whether the API server runs, and whether --kubeconfig names a file that this user can read"
                 }
@@ -169,5 +175,50 @@ pub(super) async fn runtime(mut runtime: Box<dyn Runtime>) -> Check {
             };
             Check::fail(NAME, format!("{kind}: {}", error.explanation()), advice)
         }
+    }
+}
+
+/// Whether the agent may do there what it has to do.
+pub(super) async fn rights(runtime: &mut dyn Runtime) -> Check {
+    const NAME: &str = "rights";
+    let lacks = runtime.lacks().await;
+    judged(
+        NAME,
+        lacks.map_err(|error| error.explanation()),
+        "what sets need at least",
+        "bind a role with these rights to the agent's user or service account: the chart's `rbac`, or `kubectl create \
+         rolebinding`; `kubectl auth can-i --list` shows what it has",
+    )
+}
+
+/// Whether the agent may use the Secret that its identity is kept in.
+pub(super) async fn identity_secret(secret: &IdentitySecret) -> Check {
+    const NAME: &str = "identity-secret";
+    let lacks = rights::lacks_for_identity(&secret.cluster, &secret.name).await;
+    judged(
+        NAME,
+        lacks,
+        &format!("the Secret {}", secret.name),
+        "let the agent's role get and patch that Secret, and create Secrets where it is not there: the chart's `identity.secret` \
+         does both",
+    )
+}
+
+fn judged(
+    name: &'static str,
+    lacks: Result<Vec<String>, String>,
+    what: &str,
+    advice: &str,
+) -> Check {
+    match lacks {
+        Ok(lacks) if lacks.is_empty() => {
+            Check::ok(name, format!("the agent has the rights to {what}"))
+        }
+        Ok(lacks) => {
+            let lacks = lacks.join("; ");
+            Check::fail(name, format!("the agent may not: {lacks}"), advice)
+        }
+        // Whoever cannot ask may still be allowed to.
+        Err(why) => Check::warn(name, format!("it cannot be asked for: {why}"), advice),
     }
 }

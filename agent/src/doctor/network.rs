@@ -90,6 +90,10 @@ pub(super) async fn examine(settings: &Settings, identity: Option<&Identity>) ->
         }
         Err(error) => {
             checks.push(alone(&network.clock));
+            if matches!(error, HttpError::Proxy(_)) {
+                // One word about the proxy, and not two that contradict each other.
+                checks.retain(|check| check.name != "proxy");
+            }
             checks.push(unanswered(&error, identity.is_some()));
         }
     }

@@ -24,6 +24,7 @@ mod pass;
 mod problem;
 mod prune;
 mod resolve;
+pub(crate) mod rights;
 pub(crate) mod secret;
 mod seen;
 mod status;
@@ -304,6 +305,11 @@ impl Runtime for Kube {
                 CallError::Refused(refusal) => refusal.message,
             })
         })
+    }
+
+    async fn lacks(&mut self) -> Result<Vec<String>, ApplyError> {
+        let lacks = rights::lacks(&self.settings).await;
+        lacks.map_err(ApplyError::Unavailable)
     }
 
     async fn clear(&mut self) -> Result<Changes, ApplyError> {

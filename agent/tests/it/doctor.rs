@@ -1,7 +1,8 @@
 //! `longshore-agent doctor`, with each thing that it looks for really wrong.
 
-use std::{ffi::CString, path::Path, sync::Arc};
+use std::{ffi::CString, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
+use jiff::{SignedDuration, Timestamp, fmt::rfc2822::DateTimePrinter};
 use longshore_agent::identity::DeviceKey;
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
@@ -16,6 +17,7 @@ use crate::{
     object,
     pki::{Life, Pki},
     process::{Device, controller, ended, signal},
+    proxy::{self, Manner},
     public::{self, Public, answer},
     until,
 };
@@ -174,12 +176,106 @@ async fn runtimes_that_are_not_there() {
     }
     for args in [
         &["--runtime", "command", "--command", "cat"][..],
+        &["--runtime", "podman"],
         &["--directory", "/tmp/a/b"],
     ] {
         let mut command = device.command(&[]);
         command.args(args);
         Findings::of(command).await.says("runtime", "ok", "");
     }
+    // A Podman that is there, and too old.
+    let old = device.path().join("podman");
+    std::fs::write(&old, "#!/bin/sh\necho podman version 4.2.9\n").unwrap();
+    std::fs::set_permissions(&old, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = device.command(&[]);
+    command.args(["--runtime", "podman", "--podman"]).arg(&old);
+    let found = Findings::of(command).await;
+    found.says("runtime", "fail", "4.2.9 is too old");
+    found.says("runtime", "fail", "install Podman 4.3 or newer");
+}
+
+#[tokio::test]
+async fn proxies_that_are_in_the_way() {
+    let pki = Pki::new();
+    let pin = pki.fingerprint().to_string();
+    let device = Device::new();
+    let server = knowing(&pki, Life::USUAL).await;
+    let through = |proxy: &str| {
+        let mut command = joining(&device, server.url.as_str(), &pin, "lst_one");
+        command.args(["--proxy", proxy]);
+        command
+    };
+    let refusing = proxy::start(Manner::Refuses("403 Forbidden")).await;
+    let proxy = format!("http://{}", refusing.address);
+    let found = Findings::of(through(&proxy)).await;
+    found.says("proxy", "fail", "403");
+    found.says("proxy", "fail", "what the proxy allows");
+    assert!(server.asked.borrow().is_empty());
+
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = format!("http://{}", closed.local_addr().unwrap());
+    drop(closed);
+    let found = Findings::of(through(&proxy)).await;
+    found.says("proxy", "fail", "correct --proxy");
+
+    let fine = proxy::start(Manner::Connects(None)).await;
+    let found = Findings::of(through(&format!("http://{}", fine.address))).await;
+    found.says("proxy", "ok", "through http://127.0.0.1");
+    assert_eq!(found.check("dns"), "none", "the proxy looks names up");
+    assert_eq!(fine.asked.borrow().len(), 1);
+
+    // One of the environment's that is of no use is passed over.
+    let server = knowing(&pki, Life::USUAL).await;
+    let mut command = joining(&device, server.url.as_str(), &pin, "lst_one");
+    command.env("ALL_PROXY", "socks5://proxy.example:1080");
+    let found = Findings::of(command).await;
+    found.says("proxy", "warn", "socks5");
+    found.says("proxy", "warn", "name one with --proxy");
+    found.says("token", "ok", "");
+}
+
+#[tokio::test]
+async fn clocks_that_are_wrong() {
+    let pki = Pki::new();
+    let pin = pki.fingerprint().to_string();
+    let device = Device::new();
+    // A controller whose clock is right, while this one's is not.
+    let later = Timestamp::now() + SignedDuration::from_mins(5);
+    let date = DateTimePrinter::new();
+    let date = date.timestamp_to_rfc9110_string(&later).unwrap();
+    let told = move |_: &public::Asked| {
+        let answer = http::Response::builder()
+            .status(422)
+            .header("date", &date)
+            .body("{}".to_owned());
+        answer.unwrap()
+    };
+    let server = public::serve(
+        pki.public("127.0.0.1", Life::USUAL),
+        vec![Box::new(told) as _],
+    )
+    .await;
+    let found = Findings::of(joining(&device, server.url.as_str(), &pin, "lst_one")).await;
+    found.says("clock", "warn", "the controller says");
+    found.says("clock", "warn", "timedatectl");
+    found.says("token", "ok", "");
+    let server = knowing(&pki, Life::USUAL).await;
+    let found = Findings::of(joining(&device, server.url.as_str(), &pin, "lst_one")).await;
+    found.says("clock", "ok", "the controller says");
+
+    // Without a controller, by what the last run knew.
+    let nowhere = "https://no-such-host.invalid:1";
+    let mut asked = joining(&device, nowhere, &pin, "lst_one");
+    asked.args(["--proxy", "http://127.0.0.1:1"]);
+    let found = Findings::of(asked).await;
+    found.says("clock", "ok", "no controller to compare");
+    std::fs::create_dir(device.state()).unwrap();
+    std::fs::write(device.state().join("clock"), "2099-01-01T00:00:00Z\n").unwrap();
+    let mut asked = joining(&device, nowhere, &pin, "lst_one");
+    asked.args(["--proxy", "http://127.0.0.1:1"]);
+    let found = Findings::of(asked).await;
+    found.says("clock", "warn", "it is at least 2099-01-01");
+    found.says("clock", "warn", "timedatectl");
 }
 
 #[tokio::test]

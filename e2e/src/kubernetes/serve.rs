@@ -139,6 +139,18 @@ fn json_answer(code: u16, value: &Value) -> Response<Body> {
 fn route(world: &World, asked: &Asked) -> Result<Answer, Refused> {
     let path: Vec<_> = asked.path.iter().map(String::as_str).collect();
     let (group, version, rest) = match path.as_slice() {
+        ["version"] => {
+            let version = json!({"major": "1", "minor": "34", "gitVersion": "v1.34.1"});
+            return Ok(Answer::Value(200, version));
+        }
+        [
+            "apis",
+            "authorization.k8s.io",
+            "v1",
+            "selfsubjectaccessreviews",
+        ] if asked.method == Method::POST => {
+            return Ok(review(world, asked));
+        }
         ["api", version, rest @ ..] => ("", *version, rest),
         ["apis", group, version, rest @ ..] => (*group, *version, rest),
         ["apis"] => return Ok(groups(world, asked, None)),
@@ -223,6 +235,19 @@ fn route(world: &World, asked: &Asked) -> Result<Answer, Refused> {
             Ok(Answer::Value(200, deleted))
         }
     }
+}
+
+/// Whether whoever asks may do what the review is about, by the same rules as for the deed itself.
+fn review(world: &World, asked: &Asked) -> Answer {
+    let of = |name: &str| {
+        let attributes = &asked.body["spec"]["resourceAttributes"];
+        attributes[name].as_str().unwrap_or_default().to_owned()
+    };
+    let denied = world.denied.lock().unwrap();
+    let allowed = !denied.contains(&(of("verb"), of("resource")));
+    let mut review = asked.body.clone();
+    review["status"] = json!({"allowed": allowed});
+    Answer::Value(201, review)
 }
 
 /// The log of one container, which has to be named where there are several.

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use longshore_e2e::{World, programs, world::new_directory};
+use longshore_e2e::{World, kubernetes::ApiServer, programs, world::new_directory};
 use longshore_protocol::api::{Approval, CreatedToken, DeviceState};
 use serde_json::Value;
 
@@ -85,5 +85,68 @@ async fn it_asks_without_taking_anything() -> Result<()> {
         verdict == "fail" && said.contains("does not know"),
         "{said}"
     );
+    Ok(())
+}
+
+/// What it finds of a cluster, as verdict, words and advice.
+async fn of_cluster(server: &ApiServer, more: &[&str], name: &str) -> Result<[String; 3]> {
+    let home = new_directory()?;
+    let mut command = Command::new(programs::find("longshore-agent")?);
+    command
+        .args(["doctor", "--json", "--config", "/dev/null"])
+        .args(["--runtime", "kube"])
+        .arg("--kubeconfig")
+        .arg(server.kubeconfig(home.path()))
+        .arg("--state-dir")
+        .arg(home.path().join("state"))
+        .args(more);
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    let findings: Value = serde_json::from_slice(&output.stdout)?;
+    let checks = findings["checks"].as_array().context("checks")?;
+    let check = checks.iter().find(|check| check["name"] == name);
+    let check = check.with_context(|| format!("no {name} in {findings:#}"))?;
+    let text = |member: &str| check[member].as_str().unwrap_or_default().to_owned();
+    Ok(["verdict", "found", "advice"].map(text))
+}
+
+#[tokio::test]
+async fn rights_that_are_missing_in_the_cluster_are_named() -> Result<()> {
+    let server = ApiServer::start().await;
+    let [verdict, said, _] = of_cluster(&server, &[], "runtime").await?;
+    ensure!(
+        verdict == "ok" && said == "kube: Kubernetes v1.34.1",
+        "{said}"
+    );
+    let [verdict, said, _] = of_cluster(&server, &[], "rights").await?;
+    ensure!(verdict == "ok", "{said}");
+    let calls = server.calls();
+    ensure!(calls.iter().all(|call| !call.writes()), "{calls:?}");
+
+    for verb in ["list", "watch", "patch", "create", "delete"] {
+        server.deny(verb, "configmaps");
+        let [verdict, said, advice] = of_cluster(&server, &[], "rights").await?;
+        let expected = format!("the agent may not: {verb} configmaps in all namespaces");
+        ensure!(verdict == "fail" && said == expected, "{said}");
+        ensure!(advice.contains("rolebinding"), "{advice}");
+        server.allow_all();
+    }
+    server.deny("delete", "configmaps");
+    let confined = ["--namespace", "shop"];
+    let [_, said, _] = of_cluster(&server, &confined, "rights").await?;
+    ensure!(
+        said.ends_with("delete configmaps in the namespace shop"),
+        "{said}"
+    );
+
+    let secret = ["--identity-secret", "till"];
+    let [verdict, said, _] = of_cluster(&server, &secret, "identity-secret").await?;
+    ensure!(verdict == "ok", "{said}");
+    server.deny("patch", "secrets");
+    let [verdict, said, advice] = of_cluster(&server, &secret, "identity-secret").await?;
+    ensure!(
+        verdict == "fail" && said.contains("patch secrets/till in the namespace default"),
+        "{said}"
+    );
+    ensure!(advice.contains("get and patch"), "{advice}");
     Ok(())
 }

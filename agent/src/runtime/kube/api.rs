@@ -146,6 +146,14 @@ impl Api {
         ))
     }
 
+    /// The answer to a question that is asked as an object, and kept nowhere.
+    pub(super) async fn ask(&self, path: &str, question: &Value) -> Result<Value, CallError> {
+        let request = request(Method::POST, path, "application/json")
+            .header(header::CONTENT_TYPE, "application/json");
+        let question = question.to_string().into_bytes();
+        Ok(self.json(request, question).await?.1)
+    }
+
     /// One page of a list.
     pub(super) async fn list(&self, path: &str, detail: Detail) -> Result<Value, CallError> {
         let request = request(Method::GET, path, detail.accept(true));
