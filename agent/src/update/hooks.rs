@@ -96,3 +96,63 @@ impl Hooks {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use longshore_protocol::Generation;
+    use tokio::time;
+
+    use super::*;
+
+    /// The state of a process, `Z` where nobody has asked how it ended.
+    fn state(pid: &str) -> Option<char> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(") ").next()?.chars().next()
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_is_ended_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, pids) = (dir.path().join("hook"), dir.path().join("pids"));
+        // One child in the background, which holds nothing of the hook's, and one that the hook waits for.
+        let script = format!(
+            "#!/bin/sh\nsleep 1000 >/dev/null 2>&1 &\necho $$ $! > {0}.new\nmv {0}.new {0}\nsleep 1000\n",
+            pids.display()
+        );
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let holding = Holding::new(Generation::from(1), "c0ffee".into(), []).unwrap();
+        let mut timeout = Duration::from_millis(300);
+        // A slow machine needs longer until the hook hangs.
+        let error = loop {
+            let hooks = Hooks {
+                before: Some(program.clone()),
+                after: None,
+                timeout,
+            };
+            let error = hooks.before(&holding).await.unwrap_err();
+            if pids.exists() || timeout > Duration::from_mins(1) {
+                break error.to_string();
+            }
+            timeout *= 2;
+        };
+        let expected = format!(
+            "{} was killed after {timeout:?} without an end",
+            program.display()
+        );
+        assert_eq!(error, expected);
+        let pids = fs::read_to_string(&pids).unwrap();
+        let ended = async {
+            for pid in pids.split_whitespace() {
+                while !matches!(state(pid), None | Some('Z' | 'X')) {
+                    time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        };
+        time::timeout(Duration::from_secs(20), ended)
+            .await
+            .unwrap_or_else(|_| panic!("{pids} run on"));
+    }
+}
