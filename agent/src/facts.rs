@@ -78,7 +78,7 @@ impl Watcher {
             }
             self.wrong = wrong;
         }
-        facts.extend(gather());
+        facts.extend(gather(Path::new("/")));
         if let Some((total, free)) = machine::disk(&self.disk) {
             facts.insert("disk".to_owned(), machine::bytes(total));
             let percent = self.room.tell(free.saturating_mul(100) / total.max(1));
@@ -118,8 +118,8 @@ impl Watcher {
     }
 }
 
-/// The facts that do not change while the machine runs, and its addresses.
-fn gather() -> Facts {
+/// The facts that do not change while the machine runs, and its addresses. What files say is read below `root`.
+fn gather(root: &Path) -> Facts {
     let system = rustix::system::uname();
     let kernel = format!("{} {}", text(system.sysname()), text(system.release()));
     let mut facts = Facts::from([
@@ -131,12 +131,15 @@ fn gather() -> Facts {
     let addresses = machine::addresses();
     let found = [
         ("addresses", Some(addresses).filter(|it| !it.is_empty())),
-        ("os", first_line("/etc/os-release", "PRETTY_NAME=")),
-        ("memory", first_line("/proc/meminfo", "MemTotal:")),
+        (
+            "os",
+            first_line(root.join("etc/os-release"), "PRETTY_NAME="),
+        ),
+        ("memory", first_line(root.join("proc/meminfo"), "MemTotal:")),
         (
             "model",
-            first_line("/proc/device-tree/model", "")
-                .or_else(|| first_line("/sys/class/dmi/id/product_name", "")),
+            first_line(root.join("proc/device-tree/model"), "")
+                .or_else(|| first_line(root.join("sys/class/dmi/id/product_name"), "")),
         ),
         (
             "cpus",
@@ -233,6 +236,66 @@ mod tests {
         version.send_replace("podman version 5".into());
         following.wait_for(has("runtime")).await.unwrap();
         running.abort();
+    }
+
+    /// What a program prints.
+    fn said(script: &str) -> String {
+        let output = std::process::Command::new("sh")
+            .args(["-c", script])
+            .output();
+        let output = String::from_utf8(output.unwrap().stdout).unwrap();
+        output.trim().to_owned()
+    }
+
+    #[test]
+    fn what_the_machine_says_of_itself_is_told() {
+        let facts = gather(Path::new("/"));
+        assert_eq!(facts["agent"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(facts["arch"], std::env::consts::ARCH);
+        assert_eq!(facts["hostname"], said("uname -n"));
+        assert_eq!(facts["kernel"], said("uname -sr"));
+        assert_eq!(
+            facts["os"],
+            said(". /etc/os-release; echo \"$PRETTY_NAME\"")
+        );
+        let memory = rustix::system::sysinfo();
+        let memory = memory.totalram as u64 * u64::from(memory.mem_unit) / 1024;
+        assert_eq!(facts["memory"], format!("{memory} kB"));
+        // A share of the processors may be all that the process gets.
+        let cpus: usize = facts["cpus"].parse().unwrap();
+        let all = said("getconf _NPROCESSORS_ONLN").parse().unwrap();
+        assert!((1..=all).contains(&cpus), "{cpus} of {all}");
+        assert_eq!(
+            facts.get("addresses").map_or("", String::as_str),
+            machine::addresses()
+        );
+    }
+
+    #[test]
+    fn the_model_is_that_of_the_board_or_the_box() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let model = || gather(dir.path()).get("model").cloned();
+        assert_eq!(model(), None);
+        put("sys/class/dmi/id/product_name", "NUC11TNKi5\n");
+        assert_eq!(model().unwrap(), "NUC11TNKi5");
+        put("proc/device-tree/model", "Raspberry Pi 4 Model B Rev 1.4\0");
+        assert_eq!(model().unwrap(), "Raspberry Pi 4 Model B Rev 1.4");
+        put(
+            "etc/os-release",
+            "NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n",
+        );
+        put(
+            "proc/meminfo",
+            "MemTotal:         947036 kB\nMemFree: 1 kB\n",
+        );
+        let facts = gather(dir.path());
+        assert_eq!(facts["os"], "Debian GNU/Linux 12");
+        assert_eq!(facts["memory"], "947036 kB");
     }
 
     #[test]

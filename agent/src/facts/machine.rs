@@ -102,6 +102,40 @@ mod tests {
         assert!(total > 0 && free <= total);
     }
 
+    /// The addresses of this machine as the kernel's tables have them.
+    fn of_the_kernel() -> BTreeSet<IpAddr> {
+        let routes = fs::read_to_string("/proc/net/fib_trie").unwrap();
+        let mut last = "";
+        let mut found = BTreeSet::new();
+        for line in routes.lines() {
+            match line.trim().strip_prefix("|-- ") {
+                Some(address) => last = address,
+                None if line.trim() == "/32 host LOCAL" => {
+                    found.insert(last.parse().unwrap());
+                }
+                None => {}
+            }
+        }
+        let six = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+        let six = six.lines().map(|line| {
+            let bits = u128::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap();
+            IpAddr::from(std::net::Ipv6Addr::from_bits(bits))
+        });
+        found.extend(six);
+        found.retain(|it| !is_local_to_the_link(it));
+        found
+    }
+
+    #[test]
+    fn addresses_are_those_that_the_kernel_answers_to() {
+        let kernel = of_the_kernel();
+        let told = addresses();
+        let told: BTreeSet<IpAddr> = told.split(' ').filter_map(|it| it.parse().ok()).collect();
+        // Interfaces of containers come and go, so more may be there than are told, and never fewer.
+        assert!(told.is_subset(&kernel), "{told:?}, of {kernel:?}");
+        assert_eq!(told.is_empty(), kernel.is_empty(), "{kernel:?}");
+    }
+
     #[test]
     fn addresses_are_those_that_others_can_use() {
         for address in addresses().split_whitespace() {

@@ -194,6 +194,15 @@ async fn where_nothing_leads_out_but_a_proxy() {
     stopped(child).await;
     let (child, _) = cable.start(&device, &[&join[..], &["--proxy", &through]].concat());
     applies(&edge, 1, "1").await;
+    // It says where it is, and as what others would know it.
+    let own = format!("{}.2", cable.subnet);
+    let mut seen = edge.seen.clone();
+    until(&mut seen, "its address", |seen| {
+        let of_hellos = seen.hellos.iter().map(|hello| &hello.facts);
+        let mut facts = of_hellos.chain(&seen.facts);
+        facts.any(|facts| facts.get("addresses") == Some(&own))
+    })
+    .await;
     let asked = proxy.asked.borrow().clone();
     let to = |url: &url::Url| format!("CONNECT 127.0.0.1:{} ", url.port().unwrap());
     assert!(asked[0].starts_with(&to(&server.url)), "{asked:?}");

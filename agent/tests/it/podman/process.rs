@@ -7,13 +7,37 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::time;
 
-use super::{Machine, config_map, deployment, sleeper};
+use super::{Machine, config_map, deployment, pod, running, sleeper};
 use crate::{
     DEADLINE,
     pki::Pki,
     process::{Device, controller, ended, signal},
-    until_true,
+    until, until_true,
 };
+
+#[tokio::test]
+async fn an_agent_says_which_podman_it_runs_on() {
+    let machine = Machine::new();
+    let pki = Arc::new(Pki::new());
+    let (server, edge) = controller(&pki).await;
+    let device = Device::new();
+    edge.desire(1, &[pod("once", &running("true"))]);
+    let mut command = device.join(&server, &pki, "lst_one");
+    let arguments = ["--runtime", "podman", "--podman"];
+    let command = command.args(arguments).arg(machine.program());
+    let child = command.spawn().unwrap();
+    let version = machine.podman(&["--version"]);
+    assert!(version.starts_with("podman version "), "{version}");
+    let mut seen = edge.seen.clone();
+    until(&mut seen, "the version of its runtime", |seen| {
+        let last = seen.facts.last();
+        last.is_some_and(|facts| facts.get("runtime") == Some(&version))
+    })
+    .await;
+    signal(&child, Signal::TERM);
+    let (code, said) = ended(child).await;
+    assert_eq!(code, 0, "{said}");
+}
 
 #[tokio::test]
 async fn an_agent_killed_at_random_moments_leaves_nothing_over_and_nothing_twice() {
