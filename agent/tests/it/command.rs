@@ -1,22 +1,44 @@
 //! The command runtime with the program that most people will give it. Kubectl is the judge of what it reads.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
-use longshore_agent::runtime::{
-    Owner, Runtime as _,
-    command::{Command, CommandSettings},
+use longshore_agent::{
+    process::find,
+    runtime::{
+        Owner, Runtime as _,
+        command::{Command, CommandSettings},
+    },
 };
 use longshore_protocol::{DeviceId, Object};
 use serde_json::{Value, json};
 
 use crate::holding;
 
-/// Reads what it gets as kubectl's `--dry-run=client` does, without a cluster, and both files as they are.
-const SCRIPT: &str = "set -e\nexport HOME=/nonexistent\ncd \"$1\"\ncat > set\n\
-    kubectl annotate --local --dry-run=client -f set longshore.dev/checked=yes -o json > set.json\n\
-    if [ -s \"$LONGSHORE_REMOVALS\" ]; then\n\
-    kubectl annotate --local --dry-run=client -f \"$LONGSHORE_REMOVALS\" longshore.dev/checked=yes -o json > removals.json\n\
-    fi\n";
+/// The script that the documents tell people to use.
+fn documented() -> String {
+    let document = include_str!("../../../docs/AGENT.md");
+    let mut blocks = document.split("```sh\n").skip(1);
+    let block = blocks.find(|block| block.contains("/etc/longshore/apply.sh"));
+    let script = block.unwrap().split("```").next().unwrap();
+    assert!(script.starts_with("#!/bin/sh\n"), "{script}");
+    script.to_owned()
+}
+
+/// Stands in for `kubectl` where there is no cluster. The real one judges the words and reads the files as its
+/// `--dry-run=client` does.
+const KUBECTL: &str = r#"#!/bin/sh
+set -e
+export HOME=/nonexistent
+"$REAL" "$@" --help > /dev/null
+echo "$*" >> "$RECORD/calls"
+for file in "$@"; do :; done
+"$REAL" annotate --local --dry-run=client -f "$file" longshore.dev/checked=yes -o json > "$RECORD/$1.json"
+"#;
+
+fn program(path: &Path, script: &str) {
+    std::fs::write(path, script).unwrap();
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+}
 
 fn read(path: &Path) -> Vec<Value> {
     let text = std::fs::read(path).unwrap();
@@ -34,11 +56,23 @@ fn read(path: &Path) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn kubectl_reads_exactly_the_set_and_what_left_it() {
+async fn kubectl_gets_exactly_the_set_and_what_left_it_from_the_documented_script() {
     let dir = tempfile::tempdir().unwrap();
-    let line = ["sh", "-c", SCRIPT, "sh", dir.path().to_str().unwrap()];
+    let path = std::env::var_os("PATH").unwrap();
+    let real = find("kubectl", &path).expect("kubectl is needed: run scripts/bootstrap");
+    program(&dir.path().join("apply.sh"), &documented());
+    program(&dir.path().join("kubectl"), KUBECTL);
+    let here = dir.path().display();
+    let line = [
+        "env".to_owned(),
+        format!("PATH={here}:{}", path.display()),
+        format!("REAL={}", real.display()),
+        format!("RECORD={here}"),
+        format!("{here}/apply.sh"),
+    ];
+    let calls = || std::fs::read_to_string(dir.path().join("calls")).unwrap();
     let settings = CommandSettings {
-        line: line.map(str::to_owned).to_vec(),
+        line: line.to_vec(),
         timeout: Duration::from_mins(1),
         interval: None,
         folder: dir.path().join("state"),
@@ -84,13 +118,13 @@ async fn kubectl_reads_exactly_the_set_and_what_left_it() {
         .await
         .unwrap();
     // Namespaces first, then what others read, then what runs.
-    assert_eq!(read(&dir.path().join("set.json")), values);
+    assert_eq!(read(&dir.path().join("apply.json")), values);
 
     command
         .apply(Arc::new(holding(2, [objects[0].clone()])))
         .await
         .unwrap();
-    let left = read(&dir.path().join("removals.json"));
+    let left = read(&dir.path().join("delete.json"));
     let names: Vec<_> = left
         .iter()
         .map(|it| {
@@ -108,4 +142,32 @@ async fn kubectl_reads_exactly_the_set_and_what_left_it() {
             ("ConfigMap", "tricky")
         ]
     );
+    let said = calls();
+    assert!(
+        said.starts_with("apply --server-side --field-manager=longshore -f "),
+        "{said}"
+    );
+    assert!(
+        said.contains("\ndelete --ignore-not-found --wait=false -f "),
+        "{said}"
+    );
+
+    // An empty set is nothing to apply, which kubectl would refuse.
+    std::fs::remove_file(dir.path().join("calls")).unwrap();
+    command.apply(Arc::new(holding(3, []))).await.unwrap();
+    let said = calls();
+    assert!(
+        said.starts_with("delete ") && said.lines().count() == 1,
+        "{said}"
+    );
+    let left = read(&dir.path().join("delete.json"));
+    assert_eq!(left[0]["kind"], "Namespace");
+    // Where kubectl fails, so does the script.
+    program(
+        &dir.path().join("kubectl"),
+        "#!/bin/sh\necho no cluster >&2\nexit 1\n",
+    );
+    let error = command.apply(Arc::new(holding(4, objects))).await;
+    let error = error.unwrap_err().explanation();
+    assert!(error.contains("no cluster"), "{error}");
 }

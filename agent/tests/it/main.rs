@@ -11,6 +11,7 @@
 mod command;
 mod disk;
 mod doctor;
+mod documents;
 mod edge;
 mod enduring;
 mod enrolling;
