@@ -194,12 +194,13 @@ impl Cluster {
         self.view
             .follow(&self.api, resources, self.confined.as_deref());
         self.view.settled(&self.inventory.records).await;
+        // What comes from here on is a reason for the next pass, also of one that fails: what is not waited for is not
+        // looked for either.
+        self.stirred = false;
+        self.wake = None;
         if let Some(why) = self.view.cut_off() {
             return Err(ApplyError::Unavailable(why.to_owned()));
         }
-        // What comes from here on is a reason for the next pass.
-        self.stirred = false;
-        self.wake = None;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The `kube` runtime against the API server double.
 
 mod applying;
+mod away;
 mod drifting;
 mod faults;
 mod identity;
