@@ -55,14 +55,13 @@ fn read(path: &Path) -> Vec<Value> {
     documents
 }
 
-#[tokio::test]
-async fn kubectl_gets_exactly_the_set_and_what_left_it_from_the_documented_script() {
-    let dir = tempfile::tempdir().unwrap();
+/// The runtime with the documented script, which leaves in `dir` what kubectl was called with.
+fn scripted(dir: &Path) -> Command {
     let path = std::env::var_os("PATH").unwrap();
     let real = find("kubectl", &path).expect("kubectl is needed: run scripts/bootstrap");
-    program(&dir.path().join("apply.sh"), &documented());
-    program(&dir.path().join("kubectl"), KUBECTL);
-    let here = dir.path().display();
+    program(&dir.join("apply.sh"), &documented());
+    program(&dir.join("kubectl"), KUBECTL);
+    let here = dir.display();
     let line = [
         "env".to_owned(),
         format!("PATH={here}:{}", path.display()),
@@ -70,18 +69,27 @@ async fn kubectl_gets_exactly_the_set_and_what_left_it_from_the_documented_scrip
         format!("RECORD={here}"),
         format!("{here}/apply.sh"),
     ];
-    let calls = || std::fs::read_to_string(dir.path().join("calls")).unwrap();
     let settings = CommandSettings {
         line: line.to_vec(),
         timeout: Duration::from_mins(1),
         interval: None,
-        folder: dir.path().join("state"),
+        folder: dir.join("state"),
     };
     let owner = Owner {
         id: DeviceId::from_random([1; 16]),
         name: "till".to_owned(),
     };
-    let mut command = Command::new(settings, owner);
+    Command::new(settings, owner)
+}
+
+fn calls(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join("calls")).unwrap()
+}
+
+#[tokio::test]
+async fn kubectl_gets_exactly_the_set_and_what_left_it_from_the_documented_script() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = scripted(dir.path());
     let tricky = [
         "yes",
         "010",
@@ -142,7 +150,7 @@ async fn kubectl_gets_exactly_the_set_and_what_left_it_from_the_documented_scrip
             ("ConfigMap", "tricky")
         ]
     );
-    let said = calls();
+    let said = calls(dir.path());
     assert!(
         said.starts_with("apply --server-side --field-manager=longshore -f "),
         "{said}"
@@ -151,11 +159,22 @@ async fn kubectl_gets_exactly_the_set_and_what_left_it_from_the_documented_scrip
         said.contains("\ndelete --ignore-not-found --wait=false -f "),
         "{said}"
     );
+}
 
-    // An empty set is nothing to apply, which kubectl would refuse.
+#[tokio::test]
+async fn an_empty_set_is_nothing_to_apply_and_a_failure_of_kubectl_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = scripted(dir.path());
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
+    let objects = [Object::from_value(&namespace).unwrap()];
+    command
+        .apply(Arc::new(holding(1, objects.clone())))
+        .await
+        .unwrap();
+    // Kubectl would refuse it.
     std::fs::remove_file(dir.path().join("calls")).unwrap();
-    command.apply(Arc::new(holding(3, []))).await.unwrap();
-    let said = calls();
+    command.apply(Arc::new(holding(2, []))).await.unwrap();
+    let said = calls(dir.path());
     assert!(
         said.starts_with("delete ") && said.lines().count() == 1,
         "{said}"
@@ -167,7 +186,7 @@ async fn kubectl_gets_exactly_the_set_and_what_left_it_from_the_documented_scrip
         &dir.path().join("kubectl"),
         "#!/bin/sh\necho no cluster >&2\nexit 1\n",
     );
-    let error = command.apply(Arc::new(holding(4, objects))).await;
+    let error = command.apply(Arc::new(holding(3, objects))).await;
     let error = error.unwrap_err().explanation();
     assert!(error.contains("no cluster"), "{error}");
 }

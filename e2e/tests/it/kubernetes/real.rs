@@ -12,6 +12,7 @@ mod process;
 mod replacing;
 mod restarting;
 mod rights;
+mod scripting;
 mod sharing;
 
 use std::{

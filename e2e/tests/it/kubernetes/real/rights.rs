@@ -236,3 +236,39 @@ async fn rights_cannot_be_handed_on_by_whoever_lacks_them() {
     );
     assert_eq!(site.text("page").unwrap(), "1");
 }
+
+#[tokio::test]
+#[ignore = "needs a cluster: LONGSHORE_TEST_KUBECONFIG names its kubeconfig"]
+async fn an_agent_knows_which_rights_it_lacks() {
+    let site = Real::start();
+    let few = json!([rule(&[""], &["configmaps"], &["list", "watch", "patch"])]);
+    let kubeconfig = account(&site, &few);
+    let mut agent = confined(&site, &kubeconfig);
+    let lack = |verbs: &[&str], scope: &str| {
+        let right = |verb: &&str| format!("{verb} configmaps in {scope}");
+        verbs.iter().map(right).collect::<Vec<_>>()
+    };
+    let here = format!("the namespace {}", site.name);
+    let lacks = async |agent: &mut Real, expected: Vec<String>| {
+        // Roles take a moment to be known.
+        let end = time::Instant::now() + PATIENCE;
+        loop {
+            let lacks = agent.kube.lacks().await.unwrap();
+            if lacks == expected {
+                return;
+            }
+            assert!(time::Instant::now() < end, "{lacks:?}");
+            time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    lacks(&mut agent, lack(&["create", "delete"], &here)).await;
+    grant(&site, &json!([rule(&[""], &["configmaps"], &VERBS)]));
+    lacks(&mut agent, Vec::new()).await;
+    // What is enough in one namespace is not in all.
+    agent.settings.namespace = None;
+    agent.restart();
+    let all = ["list", "watch", "patch", "create", "delete"];
+    lacks(&mut agent, lack(&all, "all namespaces")).await;
+    let mut administrator = Real::start();
+    lacks(&mut administrator, Vec::new()).await;
+}
