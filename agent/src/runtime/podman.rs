@@ -209,7 +209,7 @@ impl Runtime for Podman {
         let version = self.version().await?;
         let wanted = self.translate(&Arc::new(holding.clone())).await?;
         let observed = Observed::look(&self.program, &self.device).await?;
-        let pass = self.pass(version);
+        let mut pass = self.pass(version);
         for pod in wanted
             .pods
             .iter()

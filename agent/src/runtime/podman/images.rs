@@ -32,7 +32,7 @@ pub(super) struct ListedImage {
     pub(super) id: String,
     #[serde(default, deserialize_with = "super::observed::or_default")]
     pub(super) names: BTreeSet<String>,
-    /// How many containers use it.
+    /// How many containers use it; less than none where that was not counted.
     #[serde(default, deserialize_with = "super::observed::or_default")]
     containers: i64,
 }
@@ -109,7 +109,7 @@ impl Images {
         }
         for (id, names) in brought.images.clone() {
             let Some(image) = listed.get(&id).filter(|it| {
-                it.containers == 0 && it.names.is_subset(&names) && !stay.contains(&id)
+                it.containers <= 0 && it.names.is_subset(&names) && !stay.contains(&id)
             }) else {
                 continue;
             };

@@ -10,7 +10,7 @@
 //! the one before it goes, then `kube play`. Where it is killed in between, the next pass finds a pod with missing
 //! containers, or none, and makes it anew. What goes wrong with one object is noted, and the others go on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use longshore_protocol::{DeviceId, ObjectKey};
 
@@ -42,6 +42,8 @@ pub(super) struct Pass<'a> {
     /// Whether images that are pulled every time have just been pulled.
     prepared: bool,
     images: Option<&'a Images>,
+    /// What could not be pulled a moment ago, and why: pods that share an image do not each wait for its registry.
+    missing: BTreeMap<String, String>,
 }
 
 /// What came of it.
@@ -72,6 +74,7 @@ impl<'a> Pass<'a> {
             retry: false,
             prepared: false,
             images: None,
+            missing: BTreeMap::new(),
         }
     }
 
@@ -272,7 +275,7 @@ impl<'a> Pass<'a> {
 
     /// Fetches what a pod needs, and nothing that is there, unless it is asked for every time. A device must come
     /// up without a network, so an image that is there serves where it cannot be pulled again.
-    pub(super) async fn fetch(&self, pod: &Pod) -> Result<(), PodmanError> {
+    pub(super) async fn fetch(&mut self, pod: &Pod) -> Result<(), PodmanError> {
         for (image, pull) in &pod.images {
             let is_there = self.podman.has_image(image).await?;
             if is_there && !self.every_time(*pull) {
@@ -281,22 +284,30 @@ impl<'a> Pass<'a> {
             if *pull == Pull::Never {
                 return Err(PodmanError::NoImage(image.clone()));
             }
+            if let Some(why) = self.missing.get(image) {
+                if is_there {
+                    continue;
+                }
+                return Err(PodmanError::NotPulled(why.clone()));
+            }
             let pulled = match self.images {
                 Some(images) => images.pull(self.podman, image).await,
                 None => self.podman.pull(image).await,
             };
-            match pulled {
-                Ok(()) => tracing::info!(image, "pulled"),
-                Err(error) if is_there => {
-                    let error = causes(&error);
-                    tracing::warn!(
-                        image,
-                        error,
-                        "cannot be pulled; the image that is there is used"
-                    );
-                }
-                Err(error) => return Err(error),
+            let Err(error) = pulled else {
+                tracing::info!(image, "pulled");
+                continue;
+            };
+            let why = causes(&error);
+            self.missing.insert(image.clone(), why.clone());
+            if !is_there {
+                return Err(error);
             }
+            tracing::warn!(
+                image,
+                error = why,
+                "cannot be pulled; the image that is there is used"
+            );
         }
         Ok(())
     }

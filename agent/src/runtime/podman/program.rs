@@ -53,6 +53,9 @@ pub(super) enum PodmanError {
     /// An image may not be pulled.
     #[error("the image {0} is not on this device, and its imagePullPolicy is Never")]
     NoImage(String),
+    /// An image could not be pulled a moment ago.
+    #[error("{0}")]
+    NotPulled(String),
     /// What goes into a volume cannot be packed.
     #[error("cannot pack a volume's files")]
     Pack(#[source] std::io::Error),

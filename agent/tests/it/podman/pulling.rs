@@ -138,6 +138,19 @@ async fn an_image_that_is_nowhere_holds_up_nothing_else() {
     assert_ne!(machine.id("b-pod-c"), before[1]);
     let what = machine.inside("b-pod-c", &["sh", "-c", "echo $WHAT"]);
     assert_eq!(what, "app-2");
+    // Pods that share it do not each ask for it.
+    let pulls = || {
+        let calls = machine.calls();
+        let of_it = |it: &&String| it.starts_with("pull ") && it.ends_with("app:nowhere");
+        calls.iter().filter(of_it).count()
+    };
+    let before = pulls();
+    let third = pods(3, "app:nowhere", "app:nowhere");
+    let refused = unapplied(&mut podman, &third).await;
+    assert_eq!(refused.len(), 2, "{refused:?}");
+    assert_eq!(refused[0].message, refused[1].message);
+    assert_eq!(pulls(), before + 1);
+    assert_eq!(machine.status("b-pod-c"), "running");
     // It is found when it comes.
     registry.offer("app:nowhere", &machine.packed("late"));
     settle(&mut podman, &wanted).await;

@@ -8,13 +8,14 @@ use longshore_agent::{
     runtime::{Runtime as _, podman::Podman},
 };
 use longshore_protocol::session::Holding;
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::{
-    Machine, device,
-    pulling::{machine, with_image},
+    Machine, device, object,
+    pulling::{blob_is_held_back, machine, with_image},
     registry::Registry,
-    set, settle,
+    set, settle, unapplied,
 };
 
 struct Tidy {
@@ -141,8 +142,8 @@ async fn images_under_a_name_that_moves_do_not_pile_up() {
         tidy.registry.offer("app:latest", &layout);
         let mut wanted = with_image("till", &tidy.registry.image("app:latest")).value();
         wanted["spec"]["template"]["metadata"]["annotations"] =
-            serde_json::json!({"n": generation.to_string()});
-        let wanted = set(generation, [super::object(&wanted)]);
+            json!({"n": generation.to_string()});
+        let wanted = set(generation, [object(&wanted)]);
         settle(&mut podman, &wanted).await;
         let what = tidy
             .machine
@@ -173,7 +174,7 @@ async fn an_image_whose_pull_was_cut_short_is_remembered() {
     let first = tidy.set(1, "app:1");
     let cut = first.clone();
     let pulling = tokio::spawn(async move { podman.apply(cut).await.map(drop) });
-    super::pulling::blob_is_held_back(&mut asked).await;
+    blob_is_held_back(&mut asked).await;
     // The agent is killed; its `podman`, which goes on, or somebody's next try has the image.
     pulling.abort();
     assert!(pulling.await.unwrap_err().is_cancelled());
@@ -186,7 +187,11 @@ async fn an_image_whose_pull_was_cut_short_is_remembered() {
 
     let mut podman = tidy.runtime();
     settle(&mut podman, &first).await;
-    let second = tidy.set(2, "app:2");
-    settle(&mut podman, &second).await;
+    // An object that Podman never runs keeps nothing on the disk.
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "till"}});
+    let till = with_image("till", &tidy.registry.image("app:2"));
+    let second = set(2, [till, object(&service)]);
+    let refused = unapplied(&mut podman, &second).await;
+    assert_eq!(refused[0].reason, "Unsupported");
     assert!(!tidy.has("app:1") && tidy.has("app:2"));
 }
