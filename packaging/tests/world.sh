@@ -26,19 +26,20 @@ world() {
     machine env --chdir=/srv/longshore "$program" "$@"
 }
 
-# new_token: one that approves by itself, in $token, with the words that come before a name in $where.
+# new_token [OPTION...]: one that approves by itself, in $token, with the words that come before a name in $where. The
+# command that it came in is $command, the one for joining by hand $by_hand.
 new_token() {
-    local command
-    command=$(world longshore tokens create --auto --overlay groups/kiosk --device any 2>/dev/null)
+    local words i
+    command=$(world longshore tokens create --auto --overlay groups/kiosk --device any "$@" 2>"$scratch/by-hand")
+    by_hand=$(sed -n 's/^where there is only the program, .*: \(longshore-agent .*\)/\1/p' "$scratch/by-hand")
     read -ra words <<<"$command"
-    where=() token=
+    where=() token=${words[2]:-}
     for ((i = 1; i < ${#words[@]}; i++)); do
         case ${words[i]} in
         --server | --ca-fingerprint) where+=("${words[i]}" "${words[i + 1]}") ;;
-        --token) token=${words[i + 1]} ;;
         esac
     done
-    [[ ${#where[@]} == 4 && $token == lst_* ]] || fail "no command to join with: $command"
+    [[ ${#where[@]} == 4 && $token == lst_* && -n $by_hand ]] || fail "no command to join with: $command"
 }
 
 # in_sync NAME: the device runs what the repo says.

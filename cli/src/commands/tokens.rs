@@ -1,5 +1,7 @@
 //! `longshore tokens`: the secrets that let new devices ask to enroll.
 
+mod join;
+
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -10,6 +12,7 @@ use longshore_protocol::{
 };
 use serde::Serialize;
 
+use self::join::Platform;
 use super::{Context, fleet};
 use crate::{
     Error, Exit,
@@ -22,14 +25,14 @@ use crate::{
 /// Look after provisioning tokens.
 #[derive(Debug, Subcommand)]
 pub enum Tokens {
-    /// Make a token, and print the whole command that joins a device; the secret is shown once
+    /// Make a token, and print the command that installs the agent on a device; the secret is shown once
     #[command(after_help = "\
 Examples:
   longshore tokens create --label 'store rollout' --max-uses 50 --expires 7d
   longshore tokens create --auto --max-uses 1 --expires 1h --device store-0001
-  longshore tokens create --overlay groups/kiosk --set-label site=madrid --set-label hardware=rpi4
+  longshore tokens create --overlay groups/kiosk --set-label site=madrid --platform podman
 
-stdout is the command alone; with `-o json`, the token, its secret and the command.")]
+stdout is the command alone; with `-o json`, the token, its secret, the command, and the one for joining by hand.")]
     Create(Create),
     /// List the tokens of the fleet, without their secrets
     List,
@@ -67,14 +70,19 @@ pub struct Create {
     /// The name of the device, to stand in the printed command
     #[arg(long, value_name = "NAME")]
     device: Option<DeviceName>,
+    /// What the device runs its workloads with, to stand in the printed command
+    #[arg(long, value_enum, default_value_t)]
+    platform: Platform,
 }
 
 /// What `tokens create` answers to programs.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Answer<'a> {
     #[serde(flatten)]
     created: &'a CreatedToken,
     command: String,
+    by_hand: String,
 }
 
 pub(crate) async fn run(context: &Context, command: Tokens) -> Result<Exit, Error> {
@@ -105,6 +113,7 @@ async fn create(context: &Context, api: &Api, arguments: Create) -> Result<Exit,
         overlay,
         set_label,
         device,
+        platform,
     } = arguments;
     let approval = if auto {
         Approval::Automatic
@@ -120,48 +129,27 @@ async fn create(context: &Context, api: &Api, arguments: Create) -> Result<Exit,
         labels: set_label.into_iter().collect(),
     };
     let created = api.create_token(&fleet(api).await?, &body).await?;
-    let command = command(&created, device.as_ref());
+    let command = join::install(&created, device.as_ref(), platform);
+    let by_hand = join::by_hand(&created, device.as_ref(), platform);
     if context.output.format() == Format::Table {
         write(&command)?;
         say(&describe(&created.token, context.now));
-        say("the secret is shown this once; run the command on the device");
+        say(
+            "the secret is shown this once; run the command on the device, beside install.sh and the package",
+        );
+        say(&format!(
+            "where there is only the program, let this read the secret instead: {by_hand}"
+        ));
         return Ok(Exit::Success);
     }
     context.output.show(
         &Answer {
             created: &created,
             command,
+            by_hand,
         },
         |_answer| String::new(),
     )
-}
-
-/// The command that joins a device, to paste into its shell.
-///
-/// The place for the name is quoted, so that pasting it as it is fails with the agent's own words.
-fn command(created: &CreatedToken, device: Option<&DeviceName>) -> String {
-    let CreatedToken {
-        secret,
-        server,
-        ca_fingerprint,
-        ..
-    } = created;
-    let name = device.map_or_else(|| "'<device name>'".to_owned(), ToString::to_string);
-    let [server, secret] = [server, secret].map(|word| quote(word));
-    format!(
-        "longshore-agent --server {server} --ca-fingerprint {ca_fingerprint} --token {secret} --name {name} \
-         --runtime directory --directory /etc/microshift/manifests.d/longshore"
-    )
-}
-
-/// One word of a POSIX shell.
-fn quote(word: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:=[]@%+,".contains(&byte);
-    if !word.is_empty() && word.bytes().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", text::printable(word).replace('\'', r"'\''"))
-    }
 }
 
 fn describe(token: &Token, now: Timestamp) -> String {
@@ -218,17 +206,5 @@ fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("give it as KEY=VALUE".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_of_a_shell() {
-        assert_eq!(quote("https://127.0.0.1:8443"), "https://127.0.0.1:8443");
-        assert_eq!(quote("a b'; rm"), r"'a b'\''; rm'");
-        assert_eq!(quote("$(x)"), "'$(x)'");
     }
 }

@@ -152,10 +152,11 @@ fn a_new_webhook_secret_is_printed_once() {
 fn a_token_prints_the_whole_command() {
     let controller = controller();
     let fingerprint = Digest::of(b"root");
+    let belongs = format!(
+        "--server https://longshore.example:8443 --ca-fingerprint {fingerprint} --name store-0001"
+    );
     let command = format!(
-        "longshore-agent --server https://longshore.example:8443 --ca-fingerprint {fingerprint} \
-         --token lsp-a-secret --name store-0001 --runtime directory \
-         --directory /etc/microshift/manifests.d/longshore"
+        "printf %s lsp-a-secret | sudo sh install.sh --platform generic {belongs} --token-file -"
     );
     let words = "tokens create --auto --max-uses 50 --expires 7d --overlay groups/kiosk \
                  --set-label site=madrid --set-label hw=rpi4 --label rollout --device store-0001";
@@ -166,6 +167,9 @@ fn a_token_prints_the_whole_command() {
         json!({"label": "rollout", "approval": "automatic", "maxUses": 50, "expiresIn": 604_800,
                "overlay": "groups/kiosk", "labels": {"site": "madrid", "hw": "rpi4"}})
     );
+    created.says(&format!(
+        ": longshore-agent {belongs} --token-file /dev/stdin --runtime directory\n"
+    ));
     let created = controller.run("tokens create -o json").code(0).json();
     assert_eq!(created["secret"], "lsp-a-secret");
     assert_eq!(created["token"]["approval"], "manual");
@@ -180,6 +184,31 @@ fn a_token_prints_the_whole_command() {
         (&body["approval"], &body["maxUses"]),
         (&json!("manual"), &Value::Null)
     );
+}
+
+#[test]
+fn a_token_s_commands_suit_the_platform() {
+    let controller = controller();
+    for (platform, settings) in [
+        ("generic", "--runtime directory"),
+        ("podman", "--runtime podman"),
+        ("microshift", "--runtime kube"),
+        ("k3s", "--runtime kube"),
+        (
+            "microshift-manifests",
+            "--runtime directory --layout microshift --directory /etc/microshift/manifests.d/longshore",
+        ),
+    ] {
+        let words = format!("tokens create -o json --platform {platform}");
+        let created = controller.run(&words).code(0).json();
+        let word = |name: &str| created[name].as_str().unwrap().to_owned();
+        let install = format!("| sudo sh install.sh --platform {platform} --server ");
+        assert!(word("command").contains(&install), "{created}");
+        let by_hand = word("byHand");
+        let end = format!(" --token-file /dev/stdin {settings}");
+        assert!(by_hand.ends_with(&end), "{created}");
+        assert!(!by_hand.contains("lsp-a-secret"), "{created}");
+    }
 }
 
 #[test]
