@@ -31,7 +31,8 @@ What it runs its workloads with:
   --platform microshift-manifests
                            files in /etc/microshift/manifests.d/longshore, which MicroShift reads when it starts
 
-  --no-start               install and configure, but leave the service as it is
+  --no-start               install and configure, but leave the service as it is, and do not ask whether what the
+                           platform brings is there
   --uninstall              remove the agent. What it keeps, and what it applied, stays
   --purge                  with --uninstall: remove what it keeps as well: key, certificate and settings
 
@@ -111,6 +112,29 @@ parse() {
     *) wrong "there is no platform $platform" ;;
     esac
     [ "$action" = uninstall ] || [ "$purge" = no ] || wrong "--purge goes with --uninstall"
+}
+
+# What the platform brings has to be there before the agent is started; an image may get it later.
+check_platform() {
+    [ "$start" = yes ] && { ! has_systemd || runs_systemd; } || return 0
+    case $platform in
+    podman) check_podman ;;
+    microshift) check_cluster MicroShift microshift /var/lib/microshift/resources/kubeadmin/kubeconfig ;;
+    k3s) check_cluster k3s k3s /etc/rancher/k3s/k3s.yaml ;;
+    esac
+}
+
+# Pods are held together by catatonit, which not every package of Podman brings along.
+check_podman() {
+    if have podman && PATH=$PATH:/usr/libexec/podman:/usr/lib/podman have catatonit; then return; fi
+    if have apt-get; then how='apt-get install podman catatonit'; else how="your system's packages podman and catatonit"; fi
+    die "there is no Podman with catatonit on this machine; nothing was changed. Install them first: $how"
+}
+
+# check_cluster NAME SERVICE KUBECONFIG
+check_cluster() {
+    [ -e "$3" ] || die "there is no kubeconfig of $1 at $3; nothing was changed. Install and start $1 first" \
+        "(systemctl start $2), or give --no-start: then the agent starts with the machine, and waits for $1"
 }
 
 find_package() {
@@ -355,6 +379,7 @@ trap 'exit 143' TERM
 if [ "$action" = uninstall ]; then
     uninstall
 else
+    check_platform
     find_package
     check_package
     install_package

@@ -52,6 +52,11 @@ machine_boot() {
         mkdir "$root/sys/fs/cgroup/unified" "$root/sys/fs/cgroup/systemd"
         mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup/unified"
         mount -t cgroup -o none,name=systemd cgroup "$root/sys/fs/cgroup/systemd"
+        # systemd mounts these two together or not at all, and Podman needs them.
+        for node in cpu cpuacct; do
+            mkdir "$root/sys/fs/cgroup/$node"
+            mount -t cgroup -o "$node" cgroup "$root/sys/fs/cgroup/$node" 2>/dev/null || rmdir "$root/sys/fs/cgroup/$node"
+        done
     else
         mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
     fi

@@ -30,7 +30,8 @@ world() {
 # command that it came in is $command, the one for joining by hand $by_hand.
 new_token() {
     local words i
-    command=$(world longshore tokens create --auto --overlay groups/kiosk --device any "$@" 2>"$scratch/by-hand")
+    (($# > 0)) || set -- --overlay groups/kiosk --device any
+    command=$(world longshore tokens create --auto "$@" 2>"$scratch/by-hand")
     by_hand=$(sed -n 's/^where there is only the program, .*: \(longshore-agent .*\)/\1/p' "$scratch/by-hand")
     read -ra words <<<"$command"
     where=() token=${words[2]:-}
@@ -42,7 +43,11 @@ new_token() {
     [[ ${#where[@]} == 4 && $token == lst_* && -n $by_hand ]] || fail "no command to join with: $command"
 }
 
-# in_sync NAME: the device runs what the repo says.
-in_sync() { world longshore devices list | grep -qE "^$1 +active +yes +Applied "; }
+# in_sync NAME: the device runs what the repo says, or else tells why not.
+in_sync() {
+    world longshore devices list | grep -qE "^$1 +active +yes +Applied " && return
+    world longshore devices show "$1"
+    return 1
+}
 
 applied() { eventually "$1 runs what the repo says" in_sync "$1"; }
