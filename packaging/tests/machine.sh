@@ -1,15 +1,21 @@
 # A throwaway copy of this machine, booted: namespaces, an overlay over its file system that is kept in memory, and
 # systemd as its first process. It sees no network but its own loopback. To be sourced; needs root.
 # shellcheck shell=bash
+machine_unshares=() machine_directories=()
 machine_path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 # machine_start DIRECTORY...: boots one, and waits until it is up. It sees the directories under the same names, and
-# cannot write there. There is one machine at a time.
+# cannot write there. $machine_pid says which machine `machine` is about: the one that was started last. One that is
+# started while $machine_beside is another one's has the same network.
 machine_start() {
+    local network=(unshare --net)
+    [[ -z ${machine_beside:-} ]] || network=(nsenter --target "$machine_beside" --net)
     machine_directory=$(mktemp -d "${TMPDIR:-/tmp}/longshore-machine.XXXXXX")
-    unshare --fork --kill-child --pid --mount --propagation slave --uts --ipc --net --cgroup \
+    machine_directories+=("$machine_directory")
+    "${network[@]}" unshare --fork --kill-child --pid --mount --propagation slave --uts --ipc --cgroup \
         bash "${BASH_SOURCE[0]}" boot "$machine_directory" "$@" >"$machine_directory/log" 2>&1 </dev/null &
     machine_unshare=$!
+    machine_unshares+=("$machine_unshare")
     local state=
     for ((tries = 0; tries < 600; tries++)); do
         machine_pid=$(pgrep --parent "$machine_unshare" || true)
@@ -29,12 +35,15 @@ machine() {
         env --ignore-environment HOME=/root "PATH=$machine_path" "$@"
 }
 
+# machine_stop: ends all of them.
 machine_stop() {
-    [[ -n ${machine_unshare:-} ]] || return 0
-    kill -KILL "$machine_unshare" 2>/dev/null || true
-    wait "$machine_unshare" 2>/dev/null || true
-    rm -rf "$machine_directory"
-    machine_unshare=
+    local number
+    for number in "${!machine_unshares[@]}"; do
+        kill -KILL "${machine_unshares[number]}" 2>/dev/null || true
+        wait "${machine_unshares[number]}" 2>/dev/null || true
+        rm -rf "${machine_directories[number]}"
+    done
+    machine_unshares=() machine_directories=()
 }
 
 # What the first process of the new namespaces does before it becomes systemd.
