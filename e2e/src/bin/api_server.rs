@@ -12,6 +12,6 @@ async fn main() -> Result<()> {
         .nth(1)
         .context("where to write the kubeconfig?")?;
     let server = ApiServer::start_with_tls().await;
-    println!("{}", server.kubeconfig(Path::new(&directory)).display());
+    server.kubeconfig(Path::new(&directory));
     std::future::pending().await
 }
