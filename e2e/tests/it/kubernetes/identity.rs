@@ -128,10 +128,14 @@ async fn an_identity_moves_into_the_secret_and_an_enrollment_goes_on() -> Result
     // The Secret is lost, the files are not.
     server.delete("secrets", "default", SECRET);
     agent.start_again()?;
-    in_sync(&world, &mut agent).await?;
-    let identity = kept(&server, "identity.json").context("the identity")?;
-    ensure!(identity["device_id"] == pending.id.as_str());
-    Ok(())
+    eventually("the identity is kept again", async || {
+        agent.process()?.check()?;
+        let identity = kept(&server, "identity.json").context("nothing yet")?;
+        ensure!(identity["device_id"] == pending.id.as_str(), "{identity}");
+        Ok(())
+    })
+    .await?;
+    in_sync(&world, &mut agent).await
 }
 
 #[tokio::test]
