@@ -7,6 +7,17 @@ use longshore_e2e::{World, kubernetes::ApiServer, programs, world::new_directory
 use longshore_protocol::api::{Approval, CreatedToken, DeviceState};
 use serde_json::Value;
 
+/// What it says of `name`: verdict, words and advice.
+async fn told(mut command: Command, name: &str) -> Result<[String; 3]> {
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    let findings: Value = serde_json::from_slice(&output.stdout)?;
+    let checks = findings["checks"].as_array().context("checks")?;
+    let check = checks.iter().find(|check| check["name"] == name);
+    let check = check.with_context(|| format!("no {name} in {findings:#}"))?;
+    let text = |member: &str| check[member].as_str().unwrap_or_default().to_owned();
+    Ok(["verdict", "found", "advice"].map(text))
+}
+
 /// What it finds of `name`, as verdict and words. It runs beside whatever runs.
 async fn found(
     state: &std::path::Path,
@@ -28,13 +39,8 @@ async fn found(
         .args(["--token", &token.secret])
         .arg("--state-dir")
         .arg(state);
-    let output = tokio::task::spawn_blocking(move || command.output()).await??;
-    let findings: Value = serde_json::from_slice(&output.stdout)?;
-    let checks = findings["checks"].as_array().context("checks")?;
-    let check = checks.iter().find(|check| check["name"] == name);
-    let check = check.with_context(|| format!("no {name} in {findings:#}"))?;
-    let text = |member: &str| check[member].as_str().unwrap_or_default().to_owned();
-    Ok((text("verdict"), text("found")))
+    let [verdict, said, _advice] = told(command, name).await?;
+    Ok((verdict, said))
 }
 
 #[tokio::test]
@@ -100,13 +106,7 @@ async fn of_cluster(server: &ApiServer, more: &[&str], name: &str) -> Result<[St
         .arg("--state-dir")
         .arg(home.path().join("state"))
         .args(more);
-    let output = tokio::task::spawn_blocking(move || command.output()).await??;
-    let findings: Value = serde_json::from_slice(&output.stdout)?;
-    let checks = findings["checks"].as_array().context("checks")?;
-    let check = checks.iter().find(|check| check["name"] == name);
-    let check = check.with_context(|| format!("no {name} in {findings:#}"))?;
-    let text = |member: &str| check[member].as_str().unwrap_or_default().to_owned();
-    Ok(["verdict", "found", "advice"].map(text))
+    told(command, name).await
 }
 
 #[tokio::test]

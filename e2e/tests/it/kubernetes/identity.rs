@@ -35,7 +35,8 @@ fn kept(server: &ApiServer, document: &str) -> Option<Value> {
     Some(serde_json::from_slice(&content).unwrap())
 }
 
-async fn in_sync(world: &World, agent: &mut Agent) -> Result<()> {
+/// The device `till` is connected, and runs what it should.
+pub(super) async fn in_sync(world: &World, agent: &mut Agent) -> Result<()> {
     eventually("the device is there", async || {
         agent.process()?.check()?;
         let device = world.api.device("till").await?;

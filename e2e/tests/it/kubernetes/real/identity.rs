@@ -4,10 +4,10 @@ use std::ffi::OsString;
 
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use longshore_e2e::{Agent, World, api::is_in_sync, eventually};
+use longshore_e2e::{Agent, World};
 use longshore_protocol::api::{Approval, CreatedToken, DeviceState};
 
-use super::*;
+use super::{super::identity::in_sync, *};
 
 const SECRET: &str = "till-identity";
 
@@ -37,16 +37,6 @@ fn kept(site: &Real, document: &str) -> Option<Value> {
     let secret = site.object("secret", SECRET)?;
     let content = BASE64.decode(secret["data"][document].as_str()?).unwrap();
     Some(serde_json::from_slice(&content).unwrap())
-}
-
-async fn in_sync(world: &World, agent: &mut Agent) -> Result<()> {
-    eventually("the device is there", async || {
-        agent.process()?.check()?;
-        let device = world.api.device("till").await?;
-        ensure!(device.connected && is_in_sync(&device), "{device:#?}");
-        Ok(())
-    })
-    .await
 }
 
 #[tokio::test]
