@@ -13,6 +13,7 @@ mod replicas;
 mod roster;
 pub mod samples;
 mod schema;
+mod states;
 mod tenants;
 mod tokens;
 mod writers;
