@@ -52,9 +52,7 @@ use self::{
     program::{PodmanError, Program, Version},
     translate::Wanted,
 };
-use super::{
-    ApplyError, Changes, Runtime, UNSUPPORTED, Unapplied, health::ObjectHealth, logs::Logs,
-};
+use super::{ApplyError, Changes, Runtime, Unapplied, health::ObjectHealth, logs::Logs};
 use crate::{causes, clock};
 
 /// How long a look stays good where no event contradicts it.
@@ -119,6 +117,21 @@ impl Podman {
     pub fn tidying(mut self, state: PathBuf) -> Self {
         self.images = Some(Images::new(state));
         self
+    }
+
+    /// What came of a pass, after which images are tidied up where no other pass gets further.
+    async fn tidied_up(
+        &mut self,
+        holding: &Arc<Holding>,
+        outcome: Result<Changes, ApplyError>,
+    ) -> Result<Changes, ApplyError> {
+        if outcome
+            .as_ref()
+            .map_or_else(ApplyError::is_lasting, |_| true)
+        {
+            self.tidy(holding).await;
+        }
+        outcome
     }
 
     /// Removes images that neither this set, which is in place, nor the last good one needs. Where those are two, it
@@ -235,11 +248,8 @@ impl Runtime for Podman {
         if let Some(last) = last
             && self.is_fresh(last)
         {
-            let unapplied = last.unapplied.clone();
-            if is_all_there_is_to_do(&unapplied) {
-                self.tidy(&holding).await;
-            }
-            return outcome(Changes::default(), unapplied);
+            let outcome = outcome(Changes::default(), last.unapplied.clone());
+            return self.tidied_up(&holding, outcome).await;
         }
         let sweep = last.is_none();
         let taken = Instant::now();
@@ -264,10 +274,8 @@ impl Runtime for Podman {
         if !done.retry {
             self.patience = Some(taken + BETWEEN_LOOKS);
         }
-        if is_all_there_is_to_do(&done.unapplied) {
-            self.tidy(&holding).await;
-        }
-        outcome(done.changes, done.unapplied)
+        let outcome = outcome(done.changes, done.unapplied);
+        self.tidied_up(&holding, outcome).await
     }
 
     fn knows_health(&self) -> bool {
@@ -331,11 +339,6 @@ impl Runtime for Podman {
             time::sleep_until(patience).await;
         }
     }
-}
-
-/// Whether no other pass gets further: what is not applied is nothing for Podman.
-fn is_all_there_is_to_do(unapplied: &[Unapplied]) -> bool {
-    unapplied.iter().all(|it| it.reason == UNSUPPORTED)
 }
 
 fn outcome(changes: Changes, unapplied: Vec<Unapplied>) -> Result<Changes, ApplyError> {
